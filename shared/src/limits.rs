@@ -1,0 +1,91 @@
+//! Every bound, and why it is what it is. When a bound is reached something
+//! definite happens, said beside it; nothing grows without one.
+
+use std::time::Duration;
+
+/// Names of fleets, nodes and models. Short enough for a file name, a DNS label
+/// and a heartbeat datagram that names every model. Longer: refused.
+pub const NAME_BYTES_MAX: usize = 48;
+
+/// One frame on a stream. A snapshot of [`MODELS_PER_NODE_MAX`] models with
+/// [`WITHDRAWALS_PER_MODEL_MAX`] withdrawals each fits. A larger frame closes the connection.
+pub const FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// A message this large travels as one QUIC datagram on any path (1,200 is the
+/// least QUIC guarantees; headers and tag take some). Larger ones use the control stream.
+pub const DATAGRAM_BYTES_MAX: usize = 1_100;
+
+/// Models on one node. More: the node's `Hello` is refused.
+pub const MODELS_PER_NODE_MAX: usize = 64;
+
+/// Versions of one model in the registry. More: the push is refused until some are archived.
+pub const VERSIONS_PER_MODEL_MAX: usize = 10_000;
+
+/// Withdrawals kept for one model, for ever. More: new rollouts of the model are refused.
+pub const WITHDRAWALS_PER_MODEL_MAX: usize = 512;
+
+/// Labels of a node, and of a version. More: refused.
+pub const LABELS_MAX: usize = 64;
+
+/// Any free text (reasons, notes, label values). Longer: refused, or cut where it is our own.
+pub const TEXT_BYTES_MAX: usize = 1_024;
+
+/// Files of one version. More: the push is refused.
+pub const FILES_PER_VERSION_MAX: usize = 256;
+
+/// A signed manifest. Larger: refused.
+pub const MANIFEST_BYTES_MAX: usize = 256 << 10;
+
+/// A plan file. Larger: refused.
+pub const PLAN_BYTES_MAX: usize = 64 << 10;
+
+/// Stages of a plan. More: refused.
+pub const STAGES_MAX: usize = 32;
+
+/// Tensors in one request, and inputs or outputs of one signature. More: refused.
+pub const TENSORS_MAX: usize = 64;
+
+/// Series (model x version x role x generation) in one report. More: the excess
+/// is dropped and counted in `series_dropped`.
+pub const SERIES_PER_REPORT_MAX: usize = 256;
+
+/// Body of an inference request. Larger: 413, unread.
+pub const INFER_BODY_BYTES_MAX: usize = 64 << 20;
+
+/// Heartbeats whose sending time an agent remembers. An answer to an older one renews nothing.
+pub const HEARTBEATS_IN_FLIGHT_MAX: usize = 64;
+
+/// Longest lease a plan may ask for: it bounds how long an unreachable node may
+/// go on with a candidate after its withdrawal.
+pub const LEASE_MAX: Duration = Duration::from_secs(3_600);
+
+/// Shortest lease: at least two heartbeats must fit in it.
+pub const LEASE_MIN: Duration = Duration::from_secs(2);
+
+/// How much slower than true an agent's clock may run, in parts per thousand:
+/// a lease of `ttl` is over, on the coordinator's clock, after `ttl * 1.01`.
+pub const CLOCK_DRIFT_PERMILLE: u32 = 10;
+
+/// How often an agent that has a coordinator says that it lives.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// QUIC keep-alive. After an outage the first packet that gets through repairs
+/// the connection; at 500 ms a push arrives within .76 s of the heal, at 3 s within 5 s.
+pub const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(500);
+
+/// QUIC idle time-out: how long a silent connection is believed in.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reconnects back off from the first to the second, with full jitter.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+/// See [`RECONNECT_FIRST`].
+pub const RECONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// The longest that `ttl` on an agent's clock can last on the coordinator's.
+#[must_use]
+pub fn lease_bound(ttl: Duration) -> Duration {
+    ttl + ttl * CLOCK_DRIFT_PERMILLE / 1_000
+}
+
+const _: () = assert!(LEASE_MIN.as_millis() >= 2 * HEARTBEAT_EVERY.as_millis());
+const _: () = assert!(DATAGRAM_BYTES_MAX < 1_200);

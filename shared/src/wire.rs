@@ -1,0 +1,200 @@
+//! The messages between agents and the coordinator.
+//!
+//! Compatibility: bincode knows no field names, so a variant or a field is never
+//! changed or removed, only appended as a new variant under a new protocol
+//! number; golden bytes in the tests guard this. Both ends speak every protocol
+//! from [`PROTOCOL_MIN`] to [`PROTOCOL`], and use the highest that both know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::assignment::{Assignment, Snapshot, Withdrawal};
+use crate::digest::Digest;
+use crate::ids::{Generation, ModelName};
+use crate::report::{AgentEvent, Readiness, Receipt, Report};
+
+/// ALPN of an agent's connection.
+pub const ALPN: &[u8] = b"rollcall/1";
+/// ALPN of an enrolment, the only thing that works without a client certificate.
+pub const ALPN_ENROLL: &[u8] = b"rollcall-enroll/1";
+
+/// The newest protocol that this code speaks.
+pub const PROTOCOL: u16 = 1;
+/// The oldest.
+pub const PROTOCOL_MIN: u16 = 1;
+
+/// The protocol that two ends use: the highest that both speak.
+#[must_use]
+pub fn negotiate(theirs_min: u16, theirs: u16) -> Option<u16> {
+    let common = PROTOCOL.min(theirs);
+    (common >= PROTOCOL_MIN && common >= theirs_min).then_some(common)
+}
+
+/// From an agent, on its control stream (or, when small and repeatable, as a datagram).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromAgent {
+    /// First on every connection.
+    Hello(Hello),
+    /// "I live, and hold these generations." Answered by [`ToAgent::HeartbeatAnswer`].
+    Heartbeat(Heartbeat),
+    /// A route was swapped.
+    Receipt(Receipt),
+    /// News about a version that should be on the node.
+    Readiness(Readiness),
+    /// Cannot wait for the next report.
+    Event(AgentEvent),
+}
+
+/// To an agent, on its control stream (or, when small and repeatable, as a datagram).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Answers [`FromAgent::Hello`].
+    Welcome(Welcome),
+    /// The node is not wanted; the connection closes.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// New work for one model.
+    Assign(Assignment),
+    /// Take a candidate away, for good. Also sent as a datagram, ahead of the stream.
+    Withdraw(Withdrawal),
+    /// Everything about the models on which the agent lagged.
+    Sync(Snapshot),
+    /// Answers [`FromAgent::Heartbeat`].
+    HeartbeatAnswer(HeartbeatAnswer),
+}
+
+/// Who an agent is and what it holds. Its name comes from its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest protocol it speaks.
+    pub protocol_min: u16,
+    /// Newest protocol it speaks.
+    pub protocol: u16,
+    /// Its software, e.g. `rollcall-agent 0.1.0`.
+    pub software: String,
+    /// Where it stands, e.g. `zone = eu-1`.
+    pub labels: BTreeMap<String, String>,
+    /// The models it hosts; empty: all.
+    pub models: Vec<ModelName>,
+    /// The generation it holds of each model.
+    pub held: Vec<(ModelName, Generation)>,
+    /// All withdrawals it knows.
+    pub withdrawals: Vec<Withdrawal>,
+    /// What it serves now, and what it has ready.
+    pub receipts: Vec<Receipt>,
+    /// What it has loaded and warmed.
+    pub ready: Vec<Readiness>,
+}
+
+/// The coordinator's answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The protocol to use.
+    pub protocol: u16,
+    /// How often to send a heartbeat, in milliseconds.
+    pub heartbeat_every_ms: u64,
+    /// How long a report's window is, in milliseconds.
+    pub report_every_ms: u64,
+    /// Everything the agent must know.
+    pub snapshot: Snapshot,
+}
+
+/// A sign of life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Counts the heartbeats of one agent process.
+    pub seq: u64,
+    /// The generation it holds of each model.
+    pub held: Vec<(ModelName, Generation)>,
+}
+
+/// What renews leases: those of models whose generation here is the one that the
+/// agent holds, counted from the sending of heartbeat `seq`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAnswer {
+    /// Of the heartbeat that is answered.
+    pub seq: u64,
+    /// The current generation of each model that the node hosts.
+    pub current: Vec<(ModelName, Generation)>,
+}
+
+/// First on a unidirectional report stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromAgentReport {
+    /// One window.
+    Report(Report),
+}
+
+/// Asks for a blob on a stream of its own; the answer is an [`ArtifactAnswer`]
+/// frame and then the bytes from `offset` to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRequest {
+    /// Which blob.
+    pub digest: Digest,
+    /// From which byte on.
+    pub offset: u64,
+}
+
+/// What follows on the artifact stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ArtifactAnswer {
+    /// The blob's whole size; `size - offset` bytes follow.
+    Found {
+        /// In bytes.
+        size: u64,
+    },
+    /// There is no such blob, or nothing at that offset.
+    Missing,
+}
+
+/// Asks for an identity, on a connection with [`ALPN_ENROLL`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollRequest {
+    /// The one-time token, whole.
+    pub token: String,
+    /// The name the node wants; empty: one is made for it.
+    pub node: String,
+    /// Where it stands.
+    pub labels: BTreeMap<String, String>,
+    /// Certificate signing request, DER. The private key never leaves the node.
+    pub csr: Vec<u8>,
+}
+
+/// The answer to [`EnrollRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnrollAnswer {
+    /// The node is in the fleet.
+    Enrolled {
+        /// Its name.
+        node: String,
+        /// The fleet's name.
+        fleet: String,
+        /// Its certificate, PEM.
+        certificate: String,
+        /// The fleet's CA certificate, PEM.
+        ca: String,
+        /// The key that checks manifests, hexadecimal.
+        registry_key: String,
+    },
+    /// It is not.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negotiation_takes_the_highest_common_protocol_or_none() {
+        assert_eq!(negotiate(1, 1), Some(1));
+        assert_eq!(negotiate(1, 9), Some(1));
+        assert_eq!(negotiate(2, 9), None);
+        assert_eq!(negotiate(0, 0), None);
+    }
+}
