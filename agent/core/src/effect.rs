@@ -1,0 +1,54 @@
+//! Everything that an agent wants done.
+//!
+//! A driver executes the effects of one `handle` in order, and does not begin one
+//! before the one before it is complete; only [`Effect::Prepare`] is begun and
+//! left to go on by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
+use rollcall_shared::ids::ModelName;
+use rollcall_shared::wire::FromAgent;
+use serde::{Deserialize, Serialize};
+
+use crate::route::Route;
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Put this route in place of the model's route: one pointer swap. Requests that
+    /// begin after it use it.
+    Swap(Route),
+    /// Make this durable (fsync) in place of what was there.
+    Persist(DurableState),
+    /// Send to the coordinator; without a connection: drop it (`Hello` repeats what matters).
+    Send(FromAgent),
+    /// Fetch, verify, load and warm a version, run its smoke cases, and say how it
+    /// went with [`crate::input::Input::Prepared`]. At most one at a time for a version.
+    Prepare {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: VersionRef,
+    },
+    /// Free the engine's memory of a version once no request uses it. Its blobs stay
+    /// in the cache until room is needed. Ends a `Prepare` that is under way, which
+    /// then reports nothing.
+    Unload {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: VersionRef,
+    },
+    /// These versions, and no others, must not be evicted from the cache.
+    Pin(BTreeSet<(ModelName, VersionRef)>),
+}
+
+/// What an agent must not forget.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DurableState {
+    /// The last assignment of each model, with its generation.
+    pub assignments: BTreeMap<ModelName, Assignment>,
+    /// Every withdrawal ever heard of. Only grows.
+    pub withdrawals: BTreeSet<Withdrawal>,
+}
