@@ -80,11 +80,15 @@ impl Route {
         };
         let bucket = candidate.hasher.bucket(sticky_key);
         match (candidate.usage, self.stable) {
-            (CandidateUsage::Canary(share), fallback) if share.holds(bucket) => {
-                Pick::Candidate { candidate: candidate.version, fallback }
-            }
+            (CandidateUsage::Canary(share), fallback) if share.holds(bucket) => Pick::Candidate {
+                candidate: candidate.version,
+                fallback,
+            },
             (CandidateUsage::Shadow(share), Some(stable)) if share.holds(bucket) => {
-                Pick::StableAndShadow { stable, shadow: candidate.version }
+                Pick::StableAndShadow {
+                    stable,
+                    shadow: candidate.version,
+                }
             }
             (CandidateUsage::Canary(_) | CandidateUsage::Shadow(_), _) => stable_alone,
         }
@@ -96,5 +100,99 @@ impl PartialEq for CandidateRoute {
     fn eq(&self, other: &Self) -> bool {
         (self.rollout, self.version, self.usage, self.lease_until)
             == (other.rollout, other.version, other.usage, other.lease_until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::fixtures::{at, model, version};
+
+    fn route(stable: Option<u64>, usage: CandidateUsage) -> Route {
+        Route {
+            model: model(),
+            generation: Generation(1),
+            stable: stable.map(version),
+            candidate: Some(CandidateRoute {
+                rollout: RolloutId(1),
+                version: version(2),
+                usage,
+                lease_until: at(10),
+                hasher: CohortHasher::new(&model(), RolloutId(1)),
+            }),
+        }
+    }
+
+    fn canary(percent: f64) -> Route {
+        let share = Share::from_percent(percent).unwrap();
+        route(Some(1), CandidateUsage::Canary(share))
+    }
+
+    fn keys() -> impl Iterator<Item = [u8; 4]> {
+        (0..5_000u32).map(u32::to_be_bytes)
+    }
+
+    fn meets_candidate(route: &Route, key: &[u8]) -> bool {
+        match route.pick(key, at(0)) {
+            Pick::Candidate { .. } | Pick::StableAndShadow { .. } => true,
+            Pick::Stable(_) | Pick::Nobody => false,
+        }
+    }
+
+    #[test]
+    fn the_same_key_meets_the_same_version_on_every_node() {
+        let (one_node, another) = (canary(30.0), canary(30.0));
+        for key in keys() {
+            assert_eq!(one_node.pick(&key, at(0)), another.pick(&key, at(9)));
+        }
+    }
+
+    #[test]
+    fn a_growing_share_only_adds_keys() {
+        let (small, large) = (canary(5.0), canary(25.0));
+        let count = |route: &Route| keys().filter(|key| meets_candidate(route, key)).count();
+        assert!(keys().all(|key| !meets_candidate(&small, &key) || meets_candidate(&large, &key)));
+        assert!(count(&small) > 0 && count(&large) > count(&small));
+        assert_eq!(count(&canary(0.0)), 0);
+        assert_eq!(count(&canary(100.0)), 5_000);
+    }
+
+    #[test]
+    fn a_canary_falls_back_to_stable_and_a_shadow_never_answers() {
+        let canary = route(Some(1), CandidateUsage::Canary(Share::ALL));
+        let expected = Pick::Candidate {
+            candidate: version(2),
+            fallback: Some(version(1)),
+        };
+        assert_eq!(canary.pick(b"ana", at(0)), expected);
+        let shadow = route(Some(1), CandidateUsage::Shadow(Share::ALL));
+        let expected = Pick::StableAndShadow {
+            stable: version(1),
+            shadow: version(2),
+        };
+        assert_eq!(shadow.pick(b"ana", at(0)), expected);
+    }
+
+    #[test]
+    fn the_lease_is_checked_at_every_pick() {
+        let route = route(Some(1), CandidateUsage::Canary(Share::ALL));
+        assert!(meets_candidate(&route, b"ana"));
+        assert_eq!(route.pick(b"ana", at(10)), Pick::Stable(version(1)));
+        assert_eq!(route.pick(b"ana", at(9_999)), Pick::Stable(version(1)));
+    }
+
+    #[test]
+    fn without_stable_there_is_nobody_to_shadow_or_to_fall_back_to() {
+        let shadow = route(None, CandidateUsage::Shadow(Share::ALL));
+        assert_eq!(shadow.pick(b"ana", at(0)), Pick::Nobody);
+        let canary = route(None, CandidateUsage::Canary(Share::NONE));
+        assert_eq!(canary.pick(b"ana", at(0)), Pick::Nobody);
+        let first_ever = route(None, CandidateUsage::Canary(Share::ALL));
+        let expected = Pick::Candidate {
+            candidate: version(2),
+            fallback: None,
+        };
+        assert_eq!(first_ever.pick(b"ana", at(0)), expected);
+        assert_eq!(first_ever.pick(b"ana", at(10)), Pick::Nobody);
     }
 }

@@ -1,0 +1,438 @@
+//! The agent: what a serving node does with what it is told.
+//!
+//! Two roads lead from an input to effects, and both end in the same comparison of what
+//! should be with what is:
+//!
+//! - `carry_out` (everything but a withdrawal): durable first, then prepared,
+//!   then routed, then reported, and only then is memory freed.
+//! - `fence` (a withdrawal), before that: routed first, then durable, then
+//!   reported. The safe direction does not wait for a disk.
+//!
+//! Nothing is computed from the change that an input made. Each `handle` derives routes,
+//! pins and preparations from the whole state, so a lost, repeated or reordered message
+//! cannot leave a difference behind that nobody looks at again.
+//!
+//! Deliberately absent: connections and retries of sending (a `Hello` repeats what
+//! matters), downloads (a `Prepare` is one word here), the breaker (per request, see
+//! [`crate::breaker`]), and any way for an input to put a withdrawn version back.
+
+mod carry_out;
+#[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
+mod interleavings;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
+use rollcall_shared::ids::{Generation, ModelName};
+use rollcall_shared::limits::{HEARTBEAT_EVERY, MODELS_PER_NODE_MAX};
+use rollcall_shared::report::Readiness;
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::wire::{
+    FromAgent, Heartbeat, HeartbeatAnswer, Hello, PROTOCOL, PROTOCOL_MIN, Welcome,
+};
+
+pub use self::status::{ModelStatus, WaitingFor};
+use crate::effect::{DurableState, Effect};
+use crate::input::{Input, PrepareFailure};
+use crate::lease::{HeartbeatsInFlight, Lease};
+use crate::preparation::{Preparation, cut, retry_delay};
+use crate::reconcile::{self, Withdrawn};
+use crate::route::Route;
+
+/// Who an agent is; from its config file. Its name is in its certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentIdentity {
+    /// Where it stands, e.g. `zone = eu-1`.
+    pub labels: BTreeMap<String, String>,
+    /// The models it hosts; empty: all.
+    pub models: Vec<ModelName>,
+    /// Its software, e.g. `rollcall-agent 0.1.0`.
+    pub software: String,
+}
+
+/// One serving node.
+#[derive(Debug)]
+pub struct Agent {
+    identity: AgentIdentity,
+    durable: DurableState,
+    /// `durable` differs from the disk.
+    unsaved: bool,
+    /// One for each hosted model with an assignment in `durable`.
+    models: BTreeMap<ModelName, Model>,
+    versions: BTreeMap<(ModelName, VersionRef), Preparation>,
+    pinned: BTreeSet<(ModelName, VersionRef)>,
+    link: Link,
+    heartbeats: HeartbeatsInFlight,
+    last_now: Timestamp,
+}
+
+/// What is known of a model beside its assignment; lost in a restart.
+#[derive(Debug, Default)]
+struct Model {
+    /// The route in place. `None`: none was ever put there.
+    route: Option<Route>,
+    /// `Some` as long as the assignment has a candidate.
+    lease: Option<Lease>,
+    /// The newest generation ever heard of; an answer that is older renews nothing.
+    heard: Generation,
+}
+
+#[derive(Debug)]
+enum Link {
+    Offline,
+    /// `Hello` is out.
+    Greeting {
+        hello_at: Timestamp,
+    },
+    Welcomed {
+        heartbeat_every: Duration,
+        heartbeat_at: Timestamp,
+    },
+}
+
+impl Agent {
+    /// An agent after a start of its process, with what the one before it made durable.
+    /// It has no lease and no route, and serves stable as soon as that is prepared.
+    #[must_use]
+    pub fn restore(
+        identity: AgentIdentity,
+        state: DurableState,
+        now: Timestamp,
+    ) -> (Self, Vec<Effect>) {
+        let mut agent = Self {
+            identity,
+            durable: DurableState {
+                withdrawals: state.withdrawals.clone(),
+                ..DurableState::default()
+            },
+            unsaved: false,
+            models: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            pinned: BTreeSet::new(),
+            link: Link::Offline,
+            heartbeats: HeartbeatsInFlight::default(),
+            last_now: now,
+        };
+        for (model, assignment) in state.assignments.clone() {
+            if agent.hosts(&model) {
+                agent.hold(assignment, [None, None, None]);
+            } else {
+                // Not ours today; its generation must still not go back if it is tomorrow.
+                agent.durable.assignments.insert(model, assignment);
+            }
+        }
+        agent.unsaved = agent.durable != state;
+        let effects = agent.carry_out(Vec::new(), now);
+        agent.assert_invariants(now);
+        (agent, effects)
+    }
+
+    /// Takes one input. The effects must be executed in order.
+    ///
+    /// # Panics
+    /// When `now` is before the `now` of an earlier call, or an invariant is broken.
+    pub fn handle(&mut self, input: Input, now: Timestamp) -> Vec<Effect> {
+        assert!(now >= self.last_now, "time went backwards");
+        self.last_now = now;
+        let mut effects = Vec::new();
+        let words = match input {
+            Input::Connected => {
+                let (swaps, mut words) = self.reroute(now);
+                effects = swaps;
+                // Nothing may be said before `Hello`, and it repeats the receipts.
+                effects.push(Effect::Send(self.on_connected(now)));
+                words.retain(|word| matches!(word, FromAgent::Event(_)));
+                words
+            }
+            Input::Disconnected => {
+                self.link = Link::Offline;
+                self.heartbeats.forget();
+                Vec::new()
+            }
+            Input::Welcome(welcome) => {
+                effects = self.on_welcome(welcome, now);
+                Vec::new()
+            }
+            Input::Assign(assignment) => {
+                effects = self.reroute_and_say(now);
+                self.on_assign(assignment).into_iter().collect()
+            }
+            Input::Withdraw(withdrawal) => {
+                effects = self.fence(vec![withdrawal], now);
+                Vec::new()
+            }
+            Input::Sync(snapshot) => {
+                effects = self.fence(snapshot.withdrawals, now);
+                effects.extend(self.reroute_and_say(now));
+                let assignments = snapshot.assignments.into_iter();
+                assignments.filter_map(|a| self.on_assign(a)).collect()
+            }
+            Input::HeartbeatAnswer(answer) => {
+                self.on_heartbeat_answer(&answer);
+                Vec::new()
+            }
+            Input::Prepared {
+                model,
+                version,
+                result,
+            } => {
+                let word = self.on_prepared(model, version, result, now);
+                word.into_iter().collect()
+            }
+            Input::Event(event) => vec![FromAgent::Event(event)],
+            Input::TimePassed => self.heartbeat_if_due(now).into_iter().collect(),
+        };
+        effects.extend(self.carry_out(words, now));
+        self.assert_invariants(now);
+        effects
+    }
+
+    /// When [`Input::TimePassed`] must come at the latest.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        let heartbeat = match &self.link {
+            Link::Offline | Link::Greeting { .. } => None,
+            Link::Welcomed { heartbeat_at, .. } => Some(*heartbeat_at),
+        };
+        let routes = self.models.values().filter_map(|m| m.route.as_ref());
+        let leases = routes.filter_map(|route| Some(route.candidate.as_ref()?.lease_until));
+        let retries = self.versions.values().filter_map(Preparation::retry_at);
+        heartbeat.into_iter().chain(leases).chain(retries).min()
+    }
+
+    fn hosts(&self, model: &ModelName) -> bool {
+        self.identity.models.is_empty() || self.identity.models.contains(model)
+    }
+
+    fn held(&self, model: &ModelName) -> Option<&Assignment> {
+        self.models.get(model)?;
+        self.durable.assignments.get(model)
+    }
+
+    fn held_generations(&self) -> Vec<(ModelName, Generation)> {
+        let held = self.models.keys().filter_map(|model| self.held(model));
+        held.map(|a| (a.model.clone(), a.generation)).collect()
+    }
+
+    fn on_connected(&mut self, now: Timestamp) -> FromAgent {
+        self.heartbeats.forget();
+        self.link = Link::Greeting { hello_at: now };
+        let routes = self.models.values().filter_map(|m| m.route.as_ref());
+        let receipts = routes.map(reconcile::receipt);
+        let ready = self.versions.iter().map(|((model, version), p)| Readiness {
+            model: model.clone(),
+            version: *version,
+            state: p.state(),
+        });
+        FromAgent::Hello(Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol: PROTOCOL,
+            software: self.identity.software.clone(),
+            labels: self.identity.labels.clone(),
+            models: self.identity.models.clone(),
+            held: self.held_generations(),
+            withdrawals: self.durable.withdrawals.iter().cloned().collect(),
+            receipts: receipts
+                .filter(|r| r.generation > Generation::default() || !r.serving.is_empty())
+                .collect(),
+            ready: ready.collect(),
+        })
+    }
+
+    /// Grants leases from the sending of our `Hello`, once.
+    fn on_welcome(&mut self, welcome: Welcome, now: Timestamp) -> Vec<Effect> {
+        let Snapshot {
+            assignments,
+            withdrawals,
+        } = welcome.snapshot;
+        let effects = self.fence(withdrawals, now);
+        let named: Vec<_> = assignments
+            .iter()
+            .map(|a| (a.model.clone(), a.generation))
+            .collect();
+        for assignment in assignments {
+            // The receipts it may return went out with our `Hello`.
+            self.on_assign(assignment);
+        }
+        if let Link::Greeting { hello_at } = self.link {
+            self.renew(&named, hello_at);
+            let heartbeat_every = match welcome.heartbeat_every_ms {
+                0 => HEARTBEAT_EVERY,
+                milliseconds => Duration::from_millis(milliseconds),
+            };
+            self.link = Link::Welcomed {
+                heartbeat_every,
+                heartbeat_at: now + heartbeat_every,
+            };
+        }
+        effects
+    }
+
+    /// Takes an assignment that is newer than what we hold. For one that we already
+    /// serve, the receipt is returned: the coordinator may have lost it.
+    fn on_assign(&mut self, assignment: Assignment) -> Option<FromAgent> {
+        let model = &assignment.model;
+        let known = self.models.get(model);
+        if !self.hosts(model) || (known.is_none() && self.models.len() >= MODELS_PER_NODE_MAX) {
+            return None;
+        }
+        let route = known.and_then(|m| m.route.as_ref());
+        let held = self.held(model);
+        let held_generation = held.map(|a| a.generation).unwrap_or_default();
+        if assignment.generation > held_generation {
+            let instead = [
+                held.and_then(|a| a.stable),
+                route.and_then(|r| r.stable),
+                held.and_then(|a| a.previous),
+            ];
+            self.hold(assignment, instead);
+            return None;
+        }
+        route
+            .filter(|r| r.generation == assignment.generation && held.is_some())
+            .map(|route| FromAgent::Receipt(reconcile::receipt(route)))
+    }
+
+    /// Puts an assignment in place of the one held, as far as it is permitted.
+    fn hold(&mut self, asked: Assignment, instead: [Option<VersionRef>; 3]) {
+        let name = asked.model.clone();
+        let withdrawn = Withdrawn::of(&self.durable.withdrawals, &name);
+        let assignment = reconcile::permitted(asked, instead, withdrawn);
+        let model = self.models.entry(name.clone()).or_default();
+        let lease = model.lease.take();
+        model.lease = assignment
+            .candidate
+            .map(|candidate| Lease::under(lease.as_ref(), &candidate));
+        model.heard = model.heard.max(assignment.generation);
+        let generation = assignment.generation;
+        let before = self.durable.assignments.insert(name, assignment);
+        assert!(
+            before.is_none_or(|b| b.generation <= generation),
+            "a held generation went back"
+        );
+        self.unsaved = true;
+    }
+
+    /// Remembers a withdrawal, whatever its generation. There is no bound here: forgetting
+    /// one is worse than any memory, and the coordinator refuses rollouts that could exceed
+    /// `WITHDRAWALS_PER_MODEL_MAX`.
+    fn on_withdrawal(&mut self, withdrawal: Withdrawal) {
+        let model = withdrawal.model.clone();
+        let room = self.models.contains_key(&model) || self.models.len() < MODELS_PER_NODE_MAX;
+        if !self.hosts(&model) || !room {
+            return;
+        }
+        let (generation, serving) = (withdrawal.generation, withdrawal.serving);
+        let is_new = self.durable.withdrawals.insert(withdrawal);
+        self.unsaved |= is_new;
+        let held = self.held(&model).cloned();
+        let routed = self.models.get(&model).and_then(|m| m.route.as_ref());
+        let routed_stable = routed.and_then(|r| r.stable);
+        match held {
+            Some(held) if held.generation >= generation => {
+                if is_new {
+                    let instead = [serving, routed_stable, held.previous];
+                    self.hold(held, instead);
+                }
+            }
+            held => {
+                let held_stable = held.as_ref().and_then(|a| a.stable);
+                let held_previous = held.and_then(|a| a.previous);
+                let asked = Assignment {
+                    model,
+                    generation,
+                    stable: serving,
+                    previous: None,
+                    candidate: None,
+                };
+                self.hold(asked, [held_stable, routed_stable, held_previous]);
+            }
+        }
+    }
+
+    fn on_heartbeat_answer(&mut self, answer: &HeartbeatAnswer) {
+        if let Some(sent_at) = self.heartbeats.answered(answer.seq) {
+            self.renew(&answer.current, sent_at);
+        }
+    }
+
+    /// Renews the lease of each model whose generation here is the one that we hold and
+    /// the newest that we ever heard of.
+    fn renew(&mut self, current: &[(ModelName, Generation)], sent_at: Timestamp) {
+        for (name, generation) in current {
+            let Some(held) = self.held(name).map(|a| a.generation) else {
+                continue;
+            };
+            let Some(model) = self.models.get_mut(name) else {
+                continue;
+            };
+            model.heard = model.heard.max(*generation);
+            if *generation == held
+                && model.heard == held
+                && let Some(lease) = &mut model.lease
+            {
+                lease.renew(sent_at);
+            }
+        }
+    }
+
+    fn on_prepared(
+        &mut self,
+        model: ModelName,
+        version: VersionRef,
+        result: Result<(), PrepareFailure>,
+        now: Timestamp,
+    ) -> Option<FromAgent> {
+        let generation = self.held(&model)?.generation;
+        let key = (model, version);
+        let preparation = self.versions.get_mut(&key)?;
+        let &mut Preparation::Fetching { failures } = preparation else {
+            return None;
+        };
+        *preparation = match result {
+            Ok(()) => Preparation::Ready,
+            Err(failure) if failure.retryable => {
+                let failures = failures.saturating_add(1);
+                let delay = retry_delay(failures, &self.identity.labels, &key.0, &version);
+                Preparation::Waiting {
+                    failures,
+                    reason: cut(failure.reason),
+                    retry_at: now + delay,
+                }
+            }
+            Err(failure) => Preparation::Failed {
+                reason: cut(failure.reason),
+                generation,
+            },
+        };
+        Some(FromAgent::Readiness(Readiness {
+            state: preparation.state(),
+            model: key.0,
+            version,
+        }))
+    }
+
+    /// One heartbeat, however many were missed.
+    fn heartbeat_if_due(&mut self, now: Timestamp) -> Option<FromAgent> {
+        let Link::Welcomed {
+            heartbeat_every,
+            heartbeat_at,
+        } = &mut self.link
+        else {
+            return None;
+        };
+        if now < *heartbeat_at {
+            return None;
+        }
+        *heartbeat_at = now + *heartbeat_every;
+        let seq = self.heartbeats.send(now);
+        let held = self.held_generations();
+        Some(FromAgent::Heartbeat(Heartbeat { seq, held }))
+    }
+}

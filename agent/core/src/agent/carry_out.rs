@@ -1,0 +1,196 @@
+//! From state to effects: the two roads, and what must hold after either.
+//!
+//! `fence` is for withdrawals and runs first: routed, then durable, then
+//! reported. `carry_out` runs after every input: durable, prepared, routed,
+//! reported, and only then is memory freed.
+//!
+//! Deliberately absent: any reading of inputs. Whatever an input changed is in the state
+//! by now, and the effects are the difference between the state and what was brought about.
+
+use std::collections::BTreeSet;
+
+use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_shared::ids::{Generation, ModelName};
+use rollcall_shared::report::{AgentEvent, Readiness};
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::wire::FromAgent;
+
+use super::Agent;
+use crate::effect::Effect;
+use crate::preparation::Preparation;
+use crate::reconcile::{self, Withdrawn};
+
+impl Agent {
+    /// The road of a withdrawal: out of the routes, then onto the disk, then reported.
+    pub(super) fn fence(&mut self, withdrawals: Vec<Withdrawal>, now: Timestamp) -> Vec<Effect> {
+        for withdrawal in withdrawals {
+            self.on_withdrawal(withdrawal);
+        }
+        if !self.unsaved {
+            return Vec::new();
+        }
+        let (mut effects, words) = self.reroute(now);
+        effects.extend(self.persist_if_unsaved());
+        effects.extend(words.into_iter().map(Effect::Send));
+        effects
+    }
+
+    /// Ends leases that are over, so that no receipt is repeated for a route that should
+    /// have been replaced before this input came.
+    pub(super) fn reroute_and_say(&mut self, now: Timestamp) -> Vec<Effect> {
+        let (mut effects, words) = self.reroute(now);
+        effects.extend(words.into_iter().map(Effect::Send));
+        effects
+    }
+
+    /// Brings about what the state asks for. `words` are said after the receipts.
+    pub(super) fn carry_out(&mut self, words: Vec<FromAgent>, now: Timestamp) -> Vec<Effect> {
+        let mut effects: Vec<_> = self.persist_if_unsaved().into_iter().collect();
+        effects.extend(self.pin_if_changed());
+        let begun = self.begin_preparations(now);
+        effects.extend(
+            begun
+                .iter()
+                .cloned()
+                .map(|(model, version)| Effect::Prepare { model, version }),
+        );
+        let (swaps, receipts) = self.reroute(now);
+        effects.extend(swaps);
+        let fetching = begun.into_iter().map(|(model, version)| {
+            FromAgent::Readiness(Readiness {
+                model,
+                version,
+                state: Preparation::Fetching { failures: 0 }.state(),
+            })
+        });
+        let said = receipts.into_iter().chain(words).chain(fetching);
+        effects.extend(said.map(Effect::Send));
+        effects.extend(self.unload_unneeded());
+        effects
+    }
+
+    fn persist_if_unsaved(&mut self) -> Option<Effect> {
+        std::mem::take(&mut self.unsaved).then(|| Effect::Persist(self.durable.clone()))
+    }
+
+    fn pin_if_changed(&mut self) -> Option<Effect> {
+        let assignments = self.models.keys().filter_map(|model| self.held(model));
+        let pinned: BTreeSet<_> = assignments
+            .flat_map(|a| reconcile::versions_of(a).map(|v| (a.model.clone(), v)))
+            .collect();
+        if pinned == self.pinned {
+            return None;
+        }
+        self.pinned = pinned.clone();
+        Some(Effect::Pin(pinned))
+    }
+
+    fn begin_preparations(&mut self, now: Timestamp) -> Vec<(ModelName, VersionRef)> {
+        let mut begun = Vec::new();
+        for assignment in self.models.keys().map(|m| &self.durable.assignments[m]) {
+            for version in reconcile::versions_of(assignment) {
+                let key = (assignment.model.clone(), version);
+                let held = self.versions.get(&key);
+                if let Some(next) = Preparation::begin(held, assignment.generation, now) {
+                    self.versions.insert(key.clone(), next);
+                    begun.push(key);
+                }
+            }
+        }
+        begun
+    }
+
+    /// The swaps that bring every route up to date, and what to say after them.
+    pub(super) fn reroute(&mut self, now: Timestamp) -> (Vec<Effect>, Vec<FromAgent>) {
+        let (mut swaps, mut words) = (Vec::new(), Vec::new());
+        for (name, model) in &mut self.models {
+            let assignment = &self.durable.assignments[name];
+            let is_ready = |v| self.versions.get(&(name.clone(), v)) == Some(&Preparation::Ready);
+            let withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
+            let before = model.route.as_ref();
+            let lease = model.lease.as_ref();
+            let route = reconcile::route(assignment, before, lease, is_ready, withdrawn, now);
+            if before == Some(&route) {
+                continue;
+            }
+            let receipt = reconcile::receipt(&route);
+            let said = before.map(reconcile::receipt);
+            if said
+                .as_ref()
+                .map_or(route.generation > Generation::default(), |s| *s != receipt)
+            {
+                words.push(FromAgent::Receipt(receipt));
+            }
+            words.extend(
+                reconcile::expired(before, &route, assignment, now).map(|rollout| {
+                    FromAgent::Event(AgentEvent::LeaseExpired {
+                        model: name.clone(),
+                        rollout,
+                    })
+                }),
+            );
+            assert!(
+                before.is_none_or(|b| b.generation <= route.generation),
+                "a route's generation went back"
+            );
+            model.route = Some(route.clone());
+            swaps.push(Effect::Swap(route));
+        }
+        (swaps, words)
+    }
+
+    /// Frees what neither an assignment nor a route names.
+    fn unload_unneeded(&mut self) -> Vec<Effect> {
+        let mut needed = self.pinned.clone();
+        for route in self.models.values().filter_map(|m| m.route.as_ref()) {
+            let candidate = route.candidate.as_ref().map(|c| c.version);
+            let versions = route.stable.into_iter().chain(candidate);
+            needed.extend(versions.map(|v| (route.model.clone(), v)));
+        }
+        let mut effects = Vec::new();
+        self.versions.retain(|key, preparation| {
+            let keep = needed.contains(key);
+            if !keep && preparation.occupies_the_engine() {
+                let (model, version) = key.clone();
+                effects.push(Effect::Unload { model, version });
+            }
+            keep
+        });
+        effects
+    }
+
+    /// What must hold after every input; a broken one is a bug, and better found by a
+    /// restart into stable than by requests.
+    pub(super) fn assert_invariants(&self, now: Timestamp) {
+        assert!(!self.unsaved, "something was not persisted");
+        for (name, model) in &self.models {
+            let assignment = &self.durable.assignments[name];
+            assert!(model.heard >= assignment.generation);
+            assert_eq!(model.lease.is_some(), assignment.candidate.is_some());
+            let Some(route) = &model.route else {
+                panic!("{name} has an assignment and no route");
+            };
+            assert!(route.generation <= assignment.generation);
+            let withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
+            let candidate = route.candidate.as_ref();
+            let routed = route.stable.into_iter().chain(candidate.map(|c| c.version));
+            for version in routed {
+                assert!(
+                    !withdrawn.has_version(version),
+                    "a withdrawn version is routed"
+                );
+                let preparation = self.versions.get(&(name.clone(), version));
+                assert_eq!(preparation, Some(&Preparation::Ready), "routed, not ready");
+            }
+            if let Some(candidate) = candidate {
+                assert!(!withdrawn.has_rollout(candidate.rollout), "withdrawn");
+                let lease = model.lease.as_ref().and_then(|l| l.running_until(now));
+                assert_eq!(
+                    lease,
+                    Some(candidate.lease_until),
+                    "a candidate without a lease"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What an assignment comes to on this node, given what is ready, leased and withdrawn.
+//!
+//! Pure functions without memory: the same assignment, readiness, lease and withdrawals
+//! always give the same route, so nothing depends on the order in which news arrived.
+//!
+//! Deliberately absent: any case in which a model that has something to answer with gets
+//! a route with nobody in it. Only a withdrawal takes a stable version away.
+
+use std::collections::BTreeSet;
+
+use rollcall_shared::assignment::{Assignment, CandidateMode, VersionRef, Withdrawal};
+use rollcall_shared::digest::Digest;
+use rollcall_shared::hashing::CohortHasher;
+use rollcall_shared::ids::{Generation, ModelName, RolloutId};
+use rollcall_shared::report::{Receipt, Role, Serving};
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::version::Version;
+
+use crate::lease::Lease;
+use crate::route::{CandidateRoute, CandidateUsage, Route};
+
+/// What must never serve a model again.
+#[derive(Clone, Copy)]
+pub(crate) struct Withdrawn<'a> {
+    all: &'a BTreeSet<Withdrawal>,
+    model: &'a ModelName,
+}
+
+impl<'a> Withdrawn<'a> {
+    pub(crate) const fn of(all: &'a BTreeSet<Withdrawal>, model: &'a ModelName) -> Self {
+        Self { all, model }
+    }
+
+    pub(crate) fn has_version(self, version: VersionRef) -> bool {
+        self.withdrawals().any(|w| w.withdrawn == version)
+    }
+
+    pub(crate) fn has_rollout(self, rollout: RolloutId) -> bool {
+        self.withdrawals().any(|w| w.rollout == rollout)
+    }
+
+    /// Withdrawals are ordered by model first, so one model's stand together.
+    fn withdrawals(self) -> impl Iterator<Item = &'a Withdrawal> {
+        let least = Withdrawal {
+            model: self.model.clone(),
+            rollout: RolloutId(0),
+            withdrawn: VersionRef {
+                version: Version::new(0, 0, 0),
+                digest: Digest::from_bytes([0; 32]),
+            },
+            generation: Generation::default(),
+            serving: None,
+        };
+        self.all
+            .range(least..)
+            .take_while(move |w| w.model == *self.model)
+    }
+}
+
+/// The part of an assignment that may be carried out: nothing withdrawn in any role.
+///
+/// A stable version that is missing or withdrawn is replaced by the first of `instead`
+/// that is not, then by the assignment's own `previous`: a coordinator that forgot what
+/// is stable must not stop it.
+pub(crate) fn permitted(
+    asked: Assignment,
+    instead: impl IntoIterator<Item = Option<VersionRef>>,
+    withdrawn: Withdrawn<'_>,
+) -> Assignment {
+    let allowed = |version: &VersionRef| !withdrawn.has_version(*version);
+    let stable = std::iter::once(asked.stable)
+        .chain(instead)
+        .chain([asked.previous])
+        .flatten()
+        .find(allowed);
+    let candidate = asked
+        .candidate
+        .filter(|c| allowed(&c.version) && !withdrawn.has_rollout(c.rollout));
+    Assignment {
+        stable,
+        previous: asked.previous.filter(allowed),
+        candidate,
+        ..asked
+    }
+}
+
+/// What must be loaded to carry an assignment out and to go back from it, most urgent first.
+pub(crate) fn versions_of(assignment: &Assignment) -> impl Iterator<Item = VersionRef> {
+    let candidate = assignment.candidate.map(|c| c.version);
+    [assignment.stable, assignment.previous, candidate]
+        .into_iter()
+        .flatten()
+}
+
+/// The route for an assignment.
+///
+/// Until the assigned stable is ready, what answers now goes on (after a restart:
+/// `previous` stands in), the generation stays where it is, and there is no candidate:
+/// it would be judged against the wrong version, or stand there without a fallback.
+pub(crate) fn route(
+    assignment: &Assignment,
+    current: Option<&Route>,
+    lease: Option<&Lease>,
+    is_ready: impl Fn(VersionRef) -> bool,
+    withdrawn: Withdrawn<'_>,
+    now: Timestamp,
+) -> Route {
+    let current_stable = current.and_then(|route| route.stable);
+    let stable = [assignment.stable, current_stable, assignment.previous]
+        .into_iter()
+        .flatten()
+        .find(|version| is_ready(*version) && !withdrawn.has_version(*version));
+    let reached = stable == assignment.stable;
+    let candidate = assignment
+        .candidate
+        .filter(|c| reached && is_ready(c.version))
+        .and_then(|c| {
+            let usage = match c.mode {
+                CandidateMode::Prepare => return None,
+                CandidateMode::Shadow(share) => CandidateUsage::Shadow(share),
+                CandidateMode::Canary(share) => CandidateUsage::Canary(share),
+            };
+            Some(CandidateRoute {
+                rollout: c.rollout,
+                version: c.version,
+                usage,
+                lease_until: lease?.running_until(now)?,
+                hasher: CohortHasher::new(&assignment.model, c.rollout),
+            })
+        });
+    let generation_before = current.map(|route| route.generation).unwrap_or_default();
+    Route {
+        model: assignment.model.clone(),
+        generation: if reached {
+            assignment.generation
+        } else {
+            generation_before
+        },
+        stable,
+        candidate,
+    }
+}
+
+/// Our word that we serve this route.
+pub(crate) fn receipt(route: &Route) -> Receipt {
+    let stable = route.stable.map(|version| Serving {
+        role: Role::Stable,
+        version,
+    });
+    let candidate = route.candidate.as_ref().map(|candidate| Serving {
+        role: match candidate.usage {
+            CandidateUsage::Shadow(_) => Role::Shadow,
+            CandidateUsage::Canary(_) => Role::Candidate,
+        },
+        version: candidate.version,
+    });
+    Receipt {
+        model: route.model.clone(),
+        generation: route.generation,
+        serving: stable.into_iter().chain(candidate).collect(),
+    }
+}
+
+/// The rollout whose candidate left a route for no other reason than that its lease ended.
+pub(crate) fn expired(
+    before: Option<&Route>,
+    after: &Route,
+    assignment: &Assignment,
+    now: Timestamp,
+) -> Option<RolloutId> {
+    let left = before?.candidate.as_ref()?;
+    let assigned = assignment.candidate?;
+    let ended = after.candidate.is_none() && left.lease_until <= now;
+    (ended && assigned.rollout == left.rollout).then_some(left.rollout)
+}
