@@ -1,0 +1,112 @@
+//! From an assignment's word to a model in memory: fetch, then prepare, then install.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rollcall_agent_core::input::PrepareFailure;
+use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::ids::ModelName;
+use rollcall_transport::clock::Clock;
+use tokio::sync::Semaphore;
+
+use crate::cache::{Cache, CacheError};
+use crate::driver::Preparer;
+use crate::engine::Engine;
+use crate::fetch::Fetcher;
+use crate::models::Models;
+use crate::prepare::{PrepareError, PreparedModel, prepare};
+
+/// Versions fetched at a time: enough to fill a link, few enough that each gets on.
+const FETCHES_MAX: usize = 4;
+/// Versions loaded at a time: a load takes twice the model's size in memory and a core.
+const LOADS_MAX: usize = 2;
+
+/// [`Preparer`] with a real disk and a real engine.
+pub struct VersionPreparer {
+    fetcher: Fetcher,
+    cache: Arc<Cache>,
+    engine: Arc<dyn Engine>,
+    models: Arc<Models>,
+    clock: Clock,
+    fetches: Semaphore,
+    loads: Semaphore,
+}
+
+impl VersionPreparer {
+    /// Fetches with `fetcher` into `cache`, loads with `engine` into `models`.
+    #[must_use]
+    pub fn new(
+        fetcher: Fetcher,
+        cache: Arc<Cache>,
+        engine: Arc<dyn Engine>,
+        models: Arc<Models>,
+        clock: Clock,
+    ) -> Self {
+        let (fetches, loads) = (Semaphore::new(FETCHES_MAX), Semaphore::new(LOADS_MAX));
+        Self { fetcher, cache, engine, models, clock, fetches, loads }
+    }
+
+    async fn fetch(&self, model: &ModelName, version: VersionRef) -> Result<(), PrepareFailure> {
+        let _permit = self.fetches.acquire().await;
+        Ok(self.fetcher.fetch(model, version, self.clock.now()).await?)
+    }
+
+    async fn load(
+        &self,
+        model: &ModelName,
+        version: VersionRef,
+    ) -> Result<Result<PreparedModel, PrepareError>, PrepareFailure> {
+        let _permit = self.loads.acquire().await;
+        let (cache, engine) = (Arc::clone(&self.cache), Arc::clone(&self.engine));
+        let (model, now) = (model.clone(), self.clock.now());
+        let loading = tokio::task::spawn_blocking(move || {
+            prepare(&cache, engine.as_ref(), &model, version, now)
+        });
+        loading.await.map_err(|error| PrepareFailure {
+            reason: format!("loading broke off, which is a bug of the agent: {error}"),
+            retryable: true,
+        })
+    }
+}
+
+impl Preparer for VersionPreparer {
+    type Prepared = PreparedModel;
+
+    async fn prepare(
+        &self,
+        model: ModelName,
+        version: VersionRef,
+    ) -> Result<PreparedModel, PrepareFailure> {
+        self.fetch(&model, version).await?;
+        let prepared = match self.load(&model, version).await? {
+            // What rotted on this disk was removed; the coordinator has it whole.
+            Err(PrepareError::Cache(error @ CacheError::Damaged { .. })) => {
+                tracing::warn!(%error, "fetching again");
+                self.fetch(&model, version).await?;
+                self.load(&model, version).await??
+            }
+            loaded => loaded?,
+        };
+        tracing::info!(%model, version = %version.version, bytes = prepared.bytes, "ready");
+        Ok(prepared)
+    }
+
+    fn install(&self, model: &ModelName, _version: VersionRef, prepared: PreparedModel) {
+        self.models.insert(model.clone(), prepared);
+    }
+
+    fn unload(&self, model: &ModelName, version: VersionRef) {
+        self.models.remove(model, version);
+        let (cache, now) = (Arc::clone(&self.cache), self.clock.now());
+        // It was in use until now: what leaves the disk first is decided by that.
+        tokio::task::spawn_blocking(move || cache.touch(version, now));
+    }
+
+    async fn pin(&self, versions: &BTreeSet<(ModelName, VersionRef)>) {
+        let (cache, versions) = (Arc::clone(&self.cache), versions.clone());
+        let pinning = tokio::task::spawn_blocking(move || cache.set_pins(versions));
+        if let Err(error) = pinning.await {
+            tracing::error!(%error, "pinning broke off, which is a bug of the agent");
+        }
+    }
+}
