@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 /// Everything that can happen to a coordinator.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an input is handed over once, a box would cost more than it saves"
+)]
 pub enum Input {
     /// Somebody asks for a change; answered by one [`crate::effect::Effect::Reply`] with the same ticket.
     Command {

@@ -44,38 +44,112 @@ impl Record {
 /// What can happen. Only ever appended to: old journals must read for ever.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the fields are named by the words of ids.rs and plan.rs")]
+#[expect(
+    missing_docs,
+    reason = "the fields are named by the words of ids.rs and plan.rs"
+)]
 pub enum Event {
     /// A coordinator process took over. Every model skips a generation: one may have been
     /// broadcast with a withdrawal and lost before it was durable.
-    Booted { software: String },
-    TokenCreated { id: String, secret_hash: Digest, kind: TokenKind, name: String, expires_at: Option<Timestamp> },
-    TokenRevoked { id: String },
+    Booted {
+        software: String,
+    },
+    TokenCreated {
+        id: String,
+        secret_hash: Digest,
+        kind: TokenKind,
+        name: String,
+        expires_at: Option<Timestamp>,
+    },
+    TokenRevoked {
+        id: String,
+    },
     /// Uses up the token.
-    NodeEnrolled { node: NodeId, labels: BTreeMap<String, String>, key: Digest, token: String },
-    NodeRevoked { node: NodeId },
-    NodeQuarantined { node: NodeId },
-    NodeReleased { node: NodeId },
-    VersionRegistered { model: ModelName, version: VersionRef, signed: SignedManifest },
-    VersionArchived { model: ModelName, version: Version },
-    VersionRestored { model: ModelName, version: Version },
+    NodeEnrolled {
+        node: NodeId,
+        labels: BTreeMap<String, String>,
+        key: Digest,
+        token: String,
+    },
+    NodeRevoked {
+        node: NodeId,
+    },
+    NodeQuarantined {
+        node: NodeId,
+    },
+    NodeReleased {
+        node: NodeId,
+    },
+    VersionRegistered {
+        model: ModelName,
+        version: VersionRef,
+        signed: SignedManifest,
+    },
+    VersionArchived {
+        model: ModelName,
+        version: Version,
+    },
+    VersionRestored {
+        model: ModelName,
+        version: Version,
+    },
     /// The checkpoint is `stable`: what a rollback goes back to.
-    RolloutStarted { rollout: RolloutId, model: ModelName, candidate: VersionRef, stable: Option<VersionRef>, plan: Plan, generation: Generation },
+    RolloutStarted {
+        rollout: RolloutId,
+        model: ModelName,
+        candidate: VersionRef,
+        stable: Option<VersionRef>,
+        plan: Plan,
+        generation: Generation,
+    },
     /// `cohort` for stages by node only. `verdict`: what let the stage before it pass, if one was.
-    StageEntered { rollout: RolloutId, stage: usize, cohort: Option<BTreeSet<NodeId>>, generation: Generation, verdict: Option<Verdict>, forced: bool },
-    RolloutPaused { rollout: RolloutId },
-    RolloutResumed { rollout: RolloutId },
-    GateApproved { rollout: RolloutId, gate: String, note: Option<String> },
+    StageEntered {
+        rollout: RolloutId,
+        stage: usize,
+        cohort: Option<BTreeSet<NodeId>>,
+        generation: Generation,
+        verdict: Option<Verdict>,
+        forced: bool,
+    },
+    RolloutPaused {
+        rollout: RolloutId,
+    },
+    RolloutResumed {
+        rollout: RolloutId,
+    },
+    GateApproved {
+        rollout: RolloutId,
+        gate: String,
+        note: Option<String>,
+    },
     /// The candidate is taken back, for good.
-    Withdrawn { withdrawal: Withdrawal, cause: Cause },
+    Withdrawn {
+        withdrawal: Withdrawal,
+        cause: Cause,
+    },
     /// An agent knew a withdrawal, or held a generation, that this journal had lost.
-    KnowledgeAdopted { node: NodeId, withdrawals: Vec<Withdrawal>, generations: Vec<(ModelName, Generation)> },
+    KnowledgeAdopted {
+        node: NodeId,
+        withdrawals: Vec<Withdrawal>,
+        generations: Vec<(ModelName, Generation)>,
+    },
     /// All nodes answered or are fenced.
-    RollbackSettled { rollout: RolloutId, propagation: Propagation },
+    RollbackSettled {
+        rollout: RolloutId,
+        propagation: Propagation,
+    },
     /// The watch is over: the candidate is stable now.
-    Promoted { rollout: RolloutId, generation: Generation, verdict: Verdict },
+    Promoted {
+        rollout: RolloutId,
+        generation: Generation,
+        verdict: Verdict,
+    },
     /// The plan had no full stage and is through: the candidate is let go, not withdrawn.
-    RolloutFinished { rollout: RolloutId, generation: Generation, verdict: Verdict },
+    RolloutFinished {
+        rollout: RolloutId,
+        generation: Generation,
+        verdict: Verdict,
+    },
 }
 
 /// Why a candidate was withdrawn.
@@ -83,11 +157,22 @@ pub enum Event {
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the fields name themselves")]
 pub enum Cause {
-    Operator { actor: String, reason: String },
-    Judge { stage: String, verdict: Verdict },
-    Rejected { actor: String, note: Option<String> },
+    Operator {
+        actor: String,
+        reason: String,
+    },
+    Judge {
+        stage: String,
+        verdict: Verdict,
+    },
+    Rejected {
+        actor: String,
+        note: Option<String>,
+    },
     /// An agent knew of it; see [`Event::KnowledgeAdopted`].
-    Adopted { node: NodeId },
+    Adopted {
+        node: NodeId,
+    },
 }
 
 /// How a withdrawal spread, in milliseconds from the decision to the receipt in hand.
@@ -103,6 +188,9 @@ pub struct Propagation {
     pub last_node: Option<NodeId>,
     /// Nodes that sent receipts.
     pub received: u64,
+    /// Node by node, milliseconds from the decision to its receipt.
+    #[serde(default)]
+    pub receipts_ms: BTreeMap<NodeId, f64>,
     /// Nodes that were silent until their lease was over, and since when they are fenced.
     pub fenced: BTreeMap<NodeId, Timestamp>,
     /// Nodes that are silent and hold no lease that could run out (the version was stable there).

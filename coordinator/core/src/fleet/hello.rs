@@ -1,0 +1,274 @@
+//! The door: what a `Hello` must be, what it teaches us, and the welcome.
+//!
+//! Agents remember withdrawals and generations. A journal that was restored from an old
+//! backup does not: whatever an agent hands back that this journal never wrote is adopted
+//! before anything else is decided ([`Coordinator::adopt`]). That trusts enrolled agents to
+//! take versions away, never to bring one back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rollcall_shared::assignment::Withdrawal;
+use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId};
+use rollcall_shared::limits::{
+    LABELS_MAX, MODELS_PER_NODE_MAX, TEXT_BYTES_MAX, WITHDRAWALS_PER_MODEL_MAX,
+};
+use rollcall_shared::wire::{Hello, PROTOCOL, PROTOCOL_MIN, ToAgent, Welcome, negotiate};
+
+use crate::coordinator::{Coordinator, Turn};
+use crate::effect::{DisconnectCause, Effect};
+use crate::fleet::Presence;
+use crate::input::Actor;
+use crate::record::{Cause, Event};
+use crate::rollback::Target;
+
+/// Versions that a node may call ready: each model's stable, previous and candidate, and one
+/// on its way out.
+const READY_PER_NODE_MAX: usize = 4 * MODELS_PER_NODE_MAX;
+
+/// A `Hello` within all bounds, and the protocol to answer in.
+struct ValidatedHello {
+    hello: Hello,
+    protocol: u16,
+}
+
+impl ValidatedHello {
+    fn check(hello: Hello) -> Result<Self, String> {
+        let Some(protocol) = negotiate(hello.protocol_min, hello.protocol) else {
+            return Err(format!(
+                "the agent speaks protocols {} to {}, this coordinator {PROTOCOL_MIN} to {PROTOCOL}: \
+                 update whichever is older",
+                hello.protocol_min, hello.protocol
+            ));
+        };
+        let long = |text: &String| text.len() > TEXT_BYTES_MAX;
+        let too_many = [
+            ("models", hello.models.len(), MODELS_PER_NODE_MAX),
+            ("held generations", hello.held.len(), MODELS_PER_NODE_MAX),
+            ("receipts", hello.receipts.len(), MODELS_PER_NODE_MAX),
+            ("labels", hello.labels.len(), LABELS_MAX),
+            ("ready versions", hello.ready.len(), READY_PER_NODE_MAX),
+            (
+                "withdrawals",
+                hello.withdrawals.len(),
+                MODELS_PER_NODE_MAX * WITHDRAWALS_PER_MODEL_MAX,
+            ),
+        ];
+        if let Some((what, have, most)) = too_many.iter().find(|(_, have, most)| have > most) {
+            return Err(format!(
+                "the agent has {have} {what}; at most {most} are possible"
+            ));
+        }
+        if long(&hello.software) || hello.labels.iter().any(|(k, v)| long(k) || long(v)) {
+            return Err(format!(
+                "the agent's software name or a label is longer than {TEXT_BYTES_MAX} bytes"
+            ));
+        }
+        Ok(Self { hello, protocol })
+    }
+}
+
+impl Coordinator {
+    pub(crate) fn on_connected(
+        &mut self,
+        turn: &mut Turn,
+        connection: ConnectionId,
+        node: &NodeId,
+        hello: Hello,
+    ) {
+        let refusal = match self.state.nodes.get(node) {
+            None => Err(DisconnectCause::Refused(format!(
+                "{node} is not enrolled here: enrol it with a new agent token"
+            ))),
+            Some(entry) if entry.revoked => Err(DisconnectCause::Revoked),
+            Some(_) => ValidatedHello::check(hello).map_err(DisconnectCause::Refused),
+        };
+        let ValidatedHello { hello, protocol } = match refusal {
+            Ok(valid) => valid,
+            Err(cause) => {
+                turn.then(Effect::Disconnect {
+                    node: node.clone(),
+                    connection,
+                    cause,
+                });
+                return;
+            }
+        };
+        self.note_presence(turn, connection, node, &hello);
+        self.adopt(turn, node, &hello.withdrawals, held_or_served(&hello));
+        let models = self.hosted_models(node);
+        let snapshot = self.snapshot_of(node, &models);
+        for assignment in &snapshot.assignments {
+            let (model, generation) = (&assignment.model, assignment.generation);
+            self.fleet.note_sent(node, model, generation);
+        }
+        turn.then(Effect::Send {
+            node: node.clone(),
+            connection,
+            message: ToAgent::Welcome(Welcome {
+                protocol,
+                heartbeat_every_ms: millis(self.config.heartbeat_every),
+                report_every_ms: millis(self.config.report_every),
+                snapshot,
+            }),
+        });
+        for receipt in hello.receipts {
+            self.on_receipt(turn, connection, node, receipt);
+        }
+        for readiness in hello.ready {
+            self.on_readiness(turn, connection, node, readiness);
+        }
+        for model in &models {
+            self.nudge(turn, model);
+        }
+    }
+
+    fn note_presence(
+        &mut self,
+        turn: &mut Turn,
+        connection: ConnectionId,
+        node: &NodeId,
+        hello: &Hello,
+    ) {
+        let before = self.fleet.nodes.remove(node);
+        if let Some(old) = before.as_ref().and_then(|p| p.connection) {
+            turn.then(Effect::Disconnect {
+                node: node.clone(),
+                connection: old,
+                cause: DisconnectCause::Superseded,
+            });
+        }
+        let (sent, resources) = before.map(|p| (p.sent, p.resources)).unwrap_or_default();
+        let presence = Presence {
+            connection: Some(connection),
+            last_seen: turn.now,
+            answered_at: turn.now,
+            software: hello.software.clone(),
+            labels: self.merged_labels(node, &hello.labels),
+            models: hello.models.iter().cloned().collect(),
+            held: hello.held.iter().cloned().collect(),
+            sent,
+            receipts: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            resources,
+        };
+        self.fleet.nodes.insert(node.clone(), presence);
+    }
+
+    fn merged_labels(
+        &self,
+        node: &NodeId,
+        said: &BTreeMap<String, String>,
+    ) -> BTreeMap<String, String> {
+        let mut labels = self
+            .state
+            .nodes
+            .get(node)
+            .map(|n| n.labels.clone())
+            .unwrap_or_default();
+        labels.extend(said.clone());
+        labels
+    }
+
+    /// Registered models that a node hosts.
+    pub(crate) fn hosted_models(&self, node: &NodeId) -> Vec<ModelName> {
+        let presence = self.fleet.nodes.get(node);
+        let hosts = |model: &&ModelName| presence.is_some_and(|p| p.hosts(model));
+        self.state.models.keys().filter(hosts).cloned().collect()
+    }
+
+    /// Takes over what an agent remembers and this journal lost.
+    ///
+    /// A held generation proves a lost past when it is newer than any that an earlier process
+    /// durably gave (`Model::known`) and newer than any that this process sent to this node:
+    /// then who knows what the agent holds under that number. We go on above it.
+    pub(crate) fn adopt(
+        &mut self,
+        turn: &mut Turn,
+        node: &NodeId,
+        withdrawals: &[Withdrawal],
+        held: BTreeMap<ModelName, Generation>,
+    ) {
+        let lost: BTreeSet<Withdrawal> = withdrawals
+            .iter()
+            .filter(|w| !self.knows(w))
+            .cloned()
+            .collect();
+        let sent = self.fleet.nodes.get(node).map(|presence| &presence.sent);
+        let generations: Vec<(ModelName, Generation)> = held
+            .into_iter()
+            .filter(|(model, held)| {
+                let known = self.state.models.get(model).map(|m| m.known);
+                let sent = sent.and_then(|sent| sent.get(model)).copied();
+                *held > known.unwrap_or_default() && *held > sent.unwrap_or_default()
+            })
+            .collect();
+        if lost.is_empty() && generations.is_empty() {
+            return;
+        }
+        let touched = lost.iter().map(|w| &w.model);
+        for model in touched.chain(generations.iter().map(|(model, _)| model)) {
+            turn.changed(model);
+        }
+        let event = Event::KnowledgeAdopted {
+            node: node.clone(),
+            withdrawals: lost.iter().cloned().collect(),
+            generations,
+        };
+        self.record(turn, Actor::Agent { node: node.clone() }, event);
+        for withdrawal in lost {
+            self.obey(turn, node, &withdrawal);
+        }
+    }
+
+    fn knows(&self, withdrawal: &Withdrawal) -> bool {
+        let model = self.state.models.get(&withdrawal.model);
+        model.is_some_and(|m| {
+            m.withdrawals
+                .iter()
+                .any(|w| w.rollout == withdrawal.rollout && w.withdrawn == withdrawal.withdrawn)
+        })
+    }
+
+    /// Withdraws what an adopted withdrawal speaks of, if it is on trial or stable here.
+    fn obey(&mut self, turn: &mut Turn, node: &NodeId, adopted: &Withdrawal) {
+        let cause = Cause::Adopted { node: node.clone() };
+        let live = self.state.live_rollout(&adopted.model);
+        let on_trial = live
+            .filter(|r| r.id == adopted.rollout || r.candidate == adopted.withdrawn)
+            .map(Target::candidate_of);
+        let entry = self.state.models.get(&adopted.model);
+        let stable = entry
+            .filter(|m| m.stable == Some(adopted.withdrawn))
+            .map(|m| Target {
+                model: adopted.model.clone(),
+                rollout: self
+                    .promoted_by(&adopted.model, adopted.withdrawn)
+                    .unwrap_or(adopted.rollout),
+                withdrawn: adopted.withdrawn,
+                serving: adopted
+                    .serving
+                    .filter(|v| m.versions.get(&v.version).is_some_and(|r| r.version == *v))
+                    .or(m.previous)
+                    .filter(|v| !m.is_withdrawn(v.version)),
+            });
+        for target in on_trial.into_iter().chain(stable) {
+            self.withdraw(turn, Actor::System, target, cause.clone());
+        }
+    }
+}
+
+/// The newest generation of each model that the agent speaks of.
+fn held_or_served(hello: &Hello) -> BTreeMap<ModelName, Generation> {
+    let mut held = BTreeMap::new();
+    let served = hello.receipts.iter().map(|r| (&r.model, r.generation));
+    for (model, generation) in hello.held.iter().map(|(m, g)| (m, *g)).chain(served) {
+        let newest: &mut Generation = held.entry(model.clone()).or_default();
+        *newest = generation.max(*newest);
+    }
+    held
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,346 @@
+//! Withdrawals and their receipts.
+//!
+//! A withdrawal is decided, broadcast, and made durable, in this order. From then on every
+//! node of the fleet that hosts the model owes a receipt: its word that it serves the
+//! withdrawal's generation or a newer one, without the withdrawn version. A node that stays
+//! silent is *fenced* once every lease it may hold is over; it is never called a success.
+//!
+//! When the withdrawn version was stable there is no lease: a silent node stays silent, and
+//! the rollback unsettled, until the node returns or is revoked.
+//!
+//! Receipts are memory until all is settled, then a record. After a restart they come again
+//! with every agent's `Hello`, and fences are counted from the decision, because what an
+//! earlier process granted is not known (it granted nothing after it decided).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
+use rollcall_shared::limits::lease_bound;
+use rollcall_shared::report::Receipt;
+use rollcall_shared::time::Timestamp;
+
+use crate::coordinator::{Coordinator, Turn};
+use crate::effect::{Done, Refusal};
+use crate::input::Actor;
+use crate::record::{Cause, Event, Propagation};
+use crate::roles::actor_name;
+use crate::state::{Phase, Rollback, Rollout};
+
+/// What is to be taken away, and what serves instead.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) model: ModelName,
+    pub(crate) rollout: RolloutId,
+    pub(crate) withdrawn: VersionRef,
+    pub(crate) serving: Option<VersionRef>,
+}
+
+/// Who has answered a withdrawal.
+#[derive(Clone, Debug)]
+pub(crate) struct Receipts {
+    withdrawal: Withdrawal,
+    decided_at: Timestamp,
+    answers: BTreeMap<NodeId, Answer>,
+    /// Nodes without a receipt, by when they are fenced; `MAX`: never.
+    pending: BTreeSet<(Timestamp, NodeId)>,
+    settled: bool,
+}
+
+/// What is known of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It serves what it should.
+    Receipt { at: Timestamp },
+    /// Nothing yet. From `fenced_at` on no lease lets it go on.
+    Pending { fenced_at: Option<Timestamp> },
+}
+
+impl Target {
+    pub(crate) fn candidate_of(rollout: &Rollout) -> Self {
+        Self {
+            model: rollout.model.clone(),
+            rollout: rollout.id,
+            withdrawn: rollout.candidate,
+            serving: None,
+        }
+    }
+}
+
+impl Receipts {
+    fn new(rollback: &Rollback, expected: BTreeMap<NodeId, Option<Timestamp>>) -> Self {
+        Self {
+            withdrawal: rollback.withdrawal.clone(),
+            decided_at: rollback.decided_at,
+            pending: expected
+                .iter()
+                .map(|(node, fenced_at)| (fenced_at.unwrap_or(Timestamp::MAX), node.clone()))
+                .collect(),
+            answers: expected
+                .into_iter()
+                .map(|(node, fenced_at)| (node, Answer::Pending { fenced_at }))
+                .collect(),
+            settled: false,
+        }
+    }
+
+    pub(crate) const fn answers(&self) -> &BTreeMap<NodeId, Answer> {
+        &self.answers
+    }
+
+    /// When nobody can be waited for any longer.
+    pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {
+        let last = self.pending.last().map(|(fenced_at, _)| *fenced_at);
+        last.or(Some(self.decided_at))
+            .filter(|due| !self.settled && *due < Timestamp::MAX)
+    }
+
+    fn on_receipt(&mut self, node: &NodeId, receipt: &Receipt, now: Timestamp) {
+        let serves_withdrawn = receipt
+            .serving
+            .iter()
+            .any(|serving| serving.version == self.withdrawal.withdrawn);
+        let counts = receipt.model == self.withdrawal.model
+            && receipt.generation >= self.withdrawal.generation
+            && !serves_withdrawn;
+        let answer = self.answers.get_mut(node).filter(|_| counts);
+        if let Some(answer) = answer
+            && let Answer::Pending { fenced_at } = *answer
+        {
+            *answer = Answer::Receipt { at: now };
+            let until = fenced_at.unwrap_or(Timestamp::MAX);
+            self.pending.remove(&(until, node.clone()));
+        }
+    }
+
+    /// The node left the fleet: it owes nothing.
+    pub(crate) fn forget(&mut self, node: &NodeId) {
+        self.answers.remove(node);
+        self.pending.retain(|(_, pending)| pending != node);
+    }
+
+    fn may_settle(&self, now: Timestamp) -> bool {
+        let last = self.pending.last();
+        !self.settled && last.is_none_or(|(fenced_at, _)| *fenced_at <= now)
+    }
+
+    /// How far it has spread.
+    pub(crate) fn propagation(&self, now: Timestamp) -> Propagation {
+        let mut propagation = Propagation::default();
+        for (node, answer) in &self.answers {
+            match answer {
+                Answer::Receipt { at } => {
+                    let after = millis(at.since(self.decided_at));
+                    propagation.receipts_ms.insert(node.clone(), after);
+                }
+                Answer::Pending {
+                    fenced_at: Some(fenced_at),
+                } if *fenced_at <= now => {
+                    propagation.fenced.insert(node.clone(), *fenced_at);
+                }
+                Answer::Pending { .. } => {
+                    propagation.silent.insert(node.clone());
+                }
+            }
+        }
+        let mut ordered: Vec<(&NodeId, f64)> = propagation
+            .receipts_ms
+            .iter()
+            .map(|(node, after)| (node, *after))
+            .collect();
+        ordered.sort_by(|a, b| a.1.total_cmp(&b.1));
+        propagation.received = ordered.len() as u64;
+        propagation.p50_ms = percentile(&ordered, 50);
+        propagation.p99_ms = percentile(&ordered, 99);
+        propagation.max_ms = ordered.last().map(|(_, after)| *after);
+        propagation.last_node = ordered.last().map(|(node, _)| (*node).clone());
+        propagation
+    }
+}
+
+/// Nearest rank.
+fn percentile(ordered: &[(&NodeId, f64)], percent: usize) -> Option<f64> {
+    let rank = (ordered.len() * percent).div_ceil(100).max(1);
+    ordered.get(rank - 1).map(|(_, after)| *after)
+}
+
+/// Milliseconds to a microsecond.
+fn millis(duration: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 microseconds")]
+    let micros = duration.as_micros() as f64;
+    micros / 1e3
+}
+
+impl Coordinator {
+    /// Withdraws the running candidate, or else the stable version in favour of the one before it.
+    pub(crate) fn on_rollback(
+        &mut self,
+        turn: &mut Turn,
+        actor: &Actor,
+        model: &ModelName,
+        reason: String,
+    ) -> Result<Done, Refusal> {
+        let entry = self
+            .state
+            .models
+            .get(model)
+            .ok_or_else(|| Refusal::NotFound(format!("there is no model {model}")))?;
+        let target = match (self.state.live_rollout(model), entry.stable, entry.previous) {
+            (Some(rollout), _, _) => Target::candidate_of(rollout),
+            (None, Some(stable), Some(previous)) => Target {
+                model: model.clone(),
+                rollout: self.promoted_by(model, stable).ok_or_else(|| {
+                    Refusal::Conflict(format!(
+                        "no rollout of {model} made {} stable",
+                        stable.version
+                    ))
+                })?,
+                withdrawn: stable,
+                serving: Some(previous),
+            },
+            (None, Some(stable), None) => {
+                return Err(Refusal::Conflict(format!(
+                    "{model} runs no rollout, and there is no version before {} to go back to: \
+                     start a direct rollout of a good version",
+                    stable.version
+                )));
+            }
+            (None, None, _) => {
+                return Err(Refusal::Conflict(format!(
+                    "{model} runs no rollout and has no stable version: nothing to roll back"
+                )));
+            }
+        };
+        let cause = Cause::Operator {
+            actor: actor_name(actor),
+            reason: crate::registry::cut(reason),
+        };
+        Ok(self.withdraw(turn, actor.clone(), target, cause))
+    }
+
+    /// The rollout by which a version became stable.
+    pub(crate) fn promoted_by(&self, model: &ModelName, stable: VersionRef) -> Option<RolloutId> {
+        let mut newest_first = self.state.rollouts.values().rev();
+        newest_first
+            .find(|r| r.model == *model && r.candidate == stable && r.phase == Phase::Promoted)
+            .map(|r| r.id)
+    }
+
+    /// Takes a version away, for good. `target.serving` of a candidate is always stable.
+    pub(crate) fn withdraw(
+        &mut self,
+        turn: &mut Turn,
+        actor: Actor,
+        target: Target,
+        cause: Cause,
+    ) -> Done {
+        let stable = self.state.models.get(&target.model).and_then(|m| m.stable);
+        let was_stable = stable == Some(target.withdrawn);
+        let withdrawal = Withdrawal {
+            generation: self.state.next_generation(&target.model),
+            model: target.model,
+            rollout: target.rollout,
+            withdrawn: target.withdrawn,
+            serving: if was_stable { target.serving } else { stable },
+        };
+        turn.broadcast(withdrawal.clone());
+        let event = Event::Withdrawn {
+            withdrawal: withdrawal.clone(),
+            cause,
+        };
+        self.record(turn, actor, event);
+        self.trials.remove(&withdrawal.rollout);
+        let model = &withdrawal.model;
+        self.forget_unassigned(model);
+        self.fleet.note_broadcast(model, withdrawal.generation);
+        self.rollbacks
+            .retain(|_, receipts| !receipts.settled || receipts.withdrawal.model != *model);
+        self.expect_receipts(withdrawal.rollout);
+        self.settle_rollbacks(turn);
+        Done::Withdrawn {
+            rollout: withdrawal.rollout,
+            generation: withdrawal.generation,
+        }
+    }
+
+    /// After a restart: everything not settled is waited for again.
+    pub(crate) fn resume_rollbacks(&mut self) {
+        let unsettled: Vec<RolloutId> = self
+            .state
+            .rollouts
+            .values()
+            .filter(|r| r.rollback().is_some_and(|b| b.propagation.is_none()))
+            .map(|r| r.id)
+            .collect();
+        for rollout in unsettled {
+            self.expect_receipts(rollout);
+        }
+    }
+
+    fn expect_receipts(&mut self, id: RolloutId) {
+        let Some(rollout) = self.state.rollouts.get(&id) else {
+            return;
+        };
+        let Some(rollback) = rollout.rollback() else {
+            return;
+        };
+        let bound = lease_bound(rollout.plan.lease);
+        let fenced_at = |node: &NodeId| {
+            let answered_at = self.fleet.nodes.get(node).map(|p| p.answered_at);
+            let granted_at = answered_at.unwrap_or(rollback.decided_at);
+            (!rollback.was_stable).then_some(granted_at.min(rollback.decided_at) + bound)
+        };
+        let hosts = |node: &NodeId| {
+            let presence = self.fleet.nodes.get(node);
+            presence.is_none_or(|p| p.hosts(&rollout.model))
+        };
+        let expected = self
+            .state
+            .nodes
+            .iter()
+            .filter(|(node, entry)| {
+                !entry.revoked && entry.enrolled_at <= rollback.decided_at && hosts(node)
+            })
+            .map(|(node, _)| (node.clone(), fenced_at(node)))
+            .collect();
+        let receipts = Receipts::new(rollback, expected);
+        self.rollbacks.insert(id, receipts);
+    }
+
+    pub(crate) fn note_rollback_receipt(
+        &mut self,
+        turn: &mut Turn,
+        node: &NodeId,
+        receipt: &Receipt,
+    ) {
+        for receipts in self.rollbacks.values_mut() {
+            receipts.on_receipt(node, receipt, turn.now);
+        }
+        self.settle_rollbacks(turn);
+    }
+
+    /// Records every withdrawal for which nobody is waited for any longer.
+    pub(crate) fn settle_rollbacks(&mut self, turn: &mut Turn) {
+        let now = turn.now;
+        let due: Vec<(RolloutId, Propagation)> = self
+            .rollbacks
+            .iter_mut()
+            .filter(|(_, receipts)| receipts.may_settle(now))
+            .map(|(id, receipts)| {
+                receipts.settled = true;
+                (*id, receipts.propagation(now))
+            })
+            .collect();
+        for (rollout, propagation) in due {
+            let event = Event::RollbackSettled {
+                rollout,
+                propagation,
+            };
+            self.record(turn, Actor::System, event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! What was seen of a candidate and of stable in the current stage, and the judge's question.
+//!
+//! A series counts when its route's generation belongs to the stage: the one that began it,
+//! or a later one up to now (a quarantine, a restart). The baseline of a node cohort are the
+//! nodes that the same selector fits and that are not in the cohort; of a request cohort and
+//! of a shadow, the same nodes. Where the candidate answers everything there is no stable left
+//! to measure: then what earlier verdicts of this rollout recorded of stable counts.
+
+use rollcall_shared::assignment::Share;
+use rollcall_shared::ids::{ConnectionId, NodeId};
+use rollcall_shared::plan::StageMode;
+use rollcall_shared::report::{Counts, ReadyState, Report, Role, Series};
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::verdict::{Finding, Verdict};
+
+use crate::coordinator::Coordinator;
+use crate::judge::{Baseline, Evidence, Loads, judge};
+use crate::rollout::gates::matches;
+use crate::state::{Rollout, StageNow};
+use crate::view::Step;
+
+/// No node counts more in one window; a report that says so is not believed.
+const REQUESTS_PER_WINDOW_MAX: u64 = 1 << 40;
+
+impl Coordinator {
+    pub(crate) fn on_reported(
+        &mut self,
+        connection: ConnectionId,
+        node: &NodeId,
+        report: Report,
+        now: Timestamp,
+    ) {
+        let Some(presence) = self.fleet.of_connection(connection, node) else {
+            return;
+        };
+        presence.last_seen = now;
+        presence.resources = Some(report.resources);
+        for series in report.series {
+            if !is_plausible(&series.counts) {
+                continue;
+            }
+            let Some(rollout) = self.state.live_rollout(&series.model) else {
+                continue;
+            };
+            let on_trial = self.is_on_trial(rollout, &series);
+            let is_baseline = self.is_baseline(rollout, node, &series);
+            let Some(trial) = self.trials.get_mut(&rollout.id) else {
+                continue;
+            };
+            if on_trial {
+                trial.candidate.merge(&series.counts);
+            } else if is_baseline {
+                trial.stable.merge(&series.counts);
+            }
+        }
+    }
+
+    fn in_stage<'a>(&self, rollout: &'a Rollout, series: &Series) -> Option<&'a StageNow> {
+        let now = self.state.models.get(&rollout.model)?.generation;
+        let stage = rollout.stage.as_ref()?;
+        (stage.generation <= series.generation && series.generation <= now).then_some(stage)
+    }
+
+    fn is_on_trial(&self, rollout: &Rollout, series: &Series) -> bool {
+        let mode = rollout.stage_plan().map(|s| &s.mode);
+        let role = match mode {
+            Some(StageMode::Shadow { .. }) => Role::Shadow,
+            Some(
+                StageMode::CanaryByRequest { .. }
+                | StageMode::CanaryByNode { .. }
+                | StageMode::Full,
+            ) => Role::Candidate,
+            None => return false,
+        };
+        series.role == role
+            && series.version == rollout.candidate
+            && self.in_stage(rollout, series).is_some()
+    }
+
+    fn is_baseline(&self, rollout: &Rollout, node: &NodeId, series: &Series) -> bool {
+        let stable = self.state.models.get(&rollout.model).and_then(|m| m.stable);
+        let (Some(stage), Some(plan)) = (self.in_stage(rollout, series), rollout.stage_plan())
+        else {
+            return false;
+        };
+        let same_kind = match &plan.mode {
+            StageMode::CanaryByNode { selector, .. } => {
+                let in_cohort = stage.cohort.as_ref().is_some_and(|c| c.contains(node));
+                !in_cohort && self.labels(node).is_some_and(|l| matches(l, selector))
+            }
+            StageMode::Shadow { .. } | StageMode::CanaryByRequest { .. } | StageMode::Full => {
+                self.may_try(node)
+            }
+        };
+        same_kind && series.role == Role::Stable && Some(series.version) == stable
+    }
+
+    /// What the judge says of a live rollout now.
+    pub(crate) fn judge_now(&self, rollout: &Rollout) -> Verdict {
+        let trial = self.trials.get(&rollout.id);
+        let nothing = Counts::default();
+        let (candidate, stable) = trial.map_or((&nothing, &nothing), |t| (&t.candidate, &t.stable));
+        let mode = rollout.stage_plan().map(|s| &s.mode);
+        let has_stable = self
+            .state
+            .models
+            .get(&rollout.model)
+            .is_some_and(|m| m.stable.is_some());
+        let baseline = if !has_stable {
+            Baseline::Nothing
+        } else if self.answers_everything(rollout) {
+            Baseline::Remembered(recorded_findings(rollout))
+        } else {
+            Baseline::Concurrent(stable)
+        };
+        let evidence = Evidence {
+            candidate: mode.is_some().then_some(candidate),
+            shadow: matches!(mode, Some(StageMode::Shadow { .. })),
+            baseline,
+            loads: self.loads(rollout),
+        };
+        judge(&rollout.plan.policy, &evidence)
+    }
+
+    /// Whether no connected node of the stage's kind still answers with stable.
+    fn answers_everything(&self, rollout: &Rollout) -> bool {
+        let (Some(stage), Some(now)) = (rollout.stage_plan(), &rollout.stage) else {
+            return false;
+        };
+        match &stage.mode {
+            StageMode::Shadow { .. } => false,
+            StageMode::CanaryByRequest { share } => *share == Share::ALL,
+            StageMode::Full => true,
+            StageMode::CanaryByNode { selector, .. } => {
+                let in_cohort = |node| now.cohort.as_ref().is_some_and(|c| c.contains(node));
+                !self
+                    .eligible(&rollout.model)
+                    .any(|(node, presence)| matches(&presence.labels, selector) && !in_cohort(node))
+            }
+        }
+    }
+
+    /// How many nodes gave up on loading the candidate. A node that failed and left still counts.
+    fn loads(&self, rollout: &Rollout) -> Loads {
+        let mut loads = Loads::default();
+        for (node, presence) in &self.fleet.nodes {
+            if !presence.hosts(&rollout.model) || !self.may_try(node) {
+                continue;
+            }
+            let failed = matches!(
+                presence.ready_state(&rollout.model, rollout.candidate),
+                Some(ReadyState::Failed {
+                    retrying: false,
+                    ..
+                })
+            );
+            loads.nodes += u64::from(failed || presence.connection.is_some());
+            loads.failed += u64::from(failed);
+        }
+        loads
+    }
+}
+
+/// What the verdicts that let earlier stages pass said of stable.
+fn recorded_findings(rollout: &Rollout) -> Vec<Finding> {
+    let verdicts = rollout
+        .history
+        .iter()
+        .filter_map(|entry| match &entry.step {
+            Step::StageEntered { verdict, .. } => verdict.as_ref(),
+            Step::Started
+            | Step::Paused
+            | Step::Resumed
+            | Step::Approved { .. }
+            | Step::Withdrawn { .. }
+            | Step::Settled
+            | Step::Promoted { .. }
+            | Step::Finished { .. } => None,
+        });
+    let findings = verdicts.flat_map(|verdict| verdict.findings.iter());
+    findings.filter(|f| f.stable.is_some()).cloned().collect()
+}
+
+/// Whether counts can be what one node saw in one window. A node must not be able to shift a
+/// verdict by numbers that cannot be.
+fn is_plausible(counts: &Counts) -> bool {
+    counts.requests <= REQUESTS_PER_WINDOW_MAX
+        && counts.shed <= REQUESTS_PER_WINDOW_MAX
+        && counts.fallbacks <= REQUESTS_PER_WINDOW_MAX
+        && counts.errors.saturating_add(counts.timeouts) <= counts.requests
+        && counts.latency.count() <= counts.requests
+        && counts.compared <= counts.requests
+        && counts.agreed <= counts.compared
+}
