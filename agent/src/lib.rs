@@ -1,1 +1,48 @@
-//! rollcall-agent
+//! The agent on a serving node: keeps models ready, answers requests, does what the
+//! coordinator assigns, and takes a candidate away the moment it hears so.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`driver`] | the one task that owns the core and executes its effects |
+//! | [`link`], [`fetch`], [`reporter`] | the coordinator: conversation, files, reports |
+//! | [`cache`], [`engine`], [`prepare`], [`preparer`], [`models`] | from files to a model in memory |
+//! | [`routes`], [`serve`], [`execute`], [`shadow`] | from a request to its answer |
+//! | [`recorder`], [`metrics`], [`resources`] | what is counted and measured |
+//! | [`config`], [`run`], `cli` | configuration, assembly, command line |
+//!
+//! Architecture invariants:
+//!
+//! 1. Requests read an atomic pointer and never wait for the driver, the link, the disk
+//!    or the shadow.
+//! 2. Stable, candidate and shadow share no queue and no thread.
+//! 3. Only the driver changes routes, and only as the core says.
+
+pub mod cache;
+mod cli;
+pub mod config;
+pub mod driver;
+pub mod engine;
+pub mod execute;
+pub mod fetch;
+pub mod link;
+pub mod metrics;
+pub mod models;
+pub mod prepare;
+pub mod preparer;
+pub mod recorder;
+pub mod reporter;
+pub mod resources;
+pub mod routes;
+pub mod run;
+pub mod serve;
+pub mod shadow;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub use run::{RunError, run};
+
+/// Runs the command line `rollcall-agent`; the first argument is the program's own name.
+pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    cli::main_with(args)
+}

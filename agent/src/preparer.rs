@@ -43,7 +43,15 @@ impl VersionPreparer {
         clock: Clock,
     ) -> Self {
         let (fetches, loads) = (Semaphore::new(FETCHES_MAX), Semaphore::new(LOADS_MAX));
-        Self { fetcher, cache, engine, models, clock, fetches, loads }
+        Self {
+            fetcher,
+            cache,
+            engine,
+            models,
+            clock,
+            fetches,
+            loads,
+        }
     }
 
     async fn fetch(&self, model: &ModelName, version: VersionRef) -> Result<(), PrepareFailure> {

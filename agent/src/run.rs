@@ -1,0 +1,323 @@
+//! Puts an agent together and runs it until it is told to stop.
+//!
+//! The order matters: the HTTP port answers first (not ready), the state and the
+//! cache come from disk, and the coordinator is only then looked for. So stable
+//! serves with no coordinator in sight.
+
+use std::io;
+use std::net::UdpSocket;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{ClientConfig, Endpoint, EndpointConfig, TokioRuntime};
+use rollcall_agent_core::agent::{Agent, AgentIdentity};
+use rollcall_agent_core::input::Input;
+use rollcall_shared::ids::NodeId;
+use rollcall_shared::time::Timestamp;
+use rollcall_transport::ca::CaCertificate;
+use rollcall_transport::clock::Clock;
+use rollcall_transport::endpoint::agent_config;
+use rollcall_transport::identity::{Identity, IdentityError};
+use rollcall_transport::spiffe::SpiffeId;
+use rollcall_transport::tls::TlsError;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinError;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{Cache, CacheError, StateError};
+use crate::config::{CA_FILE, CERTIFICATE_FILE, Config, KEY_FILE};
+use crate::driver::{self, LOCAL_INPUTS_MAX, Ports};
+use crate::engine::tract::Tract;
+use crate::fetch::Fetcher;
+use crate::link::{LinkConfig, link};
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::preparer::VersionPreparer;
+use crate::recorder::Recorder;
+use crate::reporter::Reporter;
+use crate::resources::Sampler;
+use crate::routes::Routes;
+use crate::serve::infer::Inference;
+use crate::serve::status::{CacheStatus, CachedVersionStatus, StatusBoard, View};
+use crate::serve::{App, Ids, serve};
+
+/// A certificate that ends within this is warned of at the start.
+const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// How often and how long a folder that is in use is waited for: 3 s.
+const FOLDER_TRIES: u32 = 30;
+/// See [`FOLDER_TRIES`].
+const FOLDER_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Why an agent could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file that `enroll` writes cannot be read.
+    #[error("cannot read {path}: run `rollcall-agent enroll` first")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The node's key or certificate is unusable.
+    #[error("the identity in {dir} is unusable; enrol the node anew in another folder")]
+    Identity {
+        /// Where it lies.
+        dir: PathBuf,
+        /// Why.
+        source: IdentityError,
+    },
+    /// The certificate is not a node's.
+    #[error("the certificate in {dir} names no node but {found}")]
+    NotANode {
+        /// Where it lies.
+        dir: PathBuf,
+        /// Whom it names.
+        found: SpiffeId,
+    },
+    /// TLS refuses the identity.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The disk.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The operating system gives no socket or thread.
+    #[error("the operating system refuses")]
+    System(#[from] io::Error),
+    /// A task of ours died.
+    #[error("a part of the agent died, which is a bug")]
+    Died(#[from] JoinError),
+}
+
+/// Who this node is, by the files that `enroll` wrote.
+struct Credentials {
+    node: NodeId,
+    client: ClientConfig,
+}
+
+impl Credentials {
+    fn read(config: &Config) -> Result<Self, RunError> {
+        let read = |name: &str| {
+            let path = config.path(name);
+            std::fs::read_to_string(&path).map_err(|source| RunError::File { path, source })
+        };
+        let unusable = |source| RunError::Identity {
+            dir: config.dir.clone(),
+            source,
+        };
+        let (certificate, key) = (read(CERTIFICATE_FILE)?, read(KEY_FILE)?);
+        let identity = Identity::from_pem(&certificate, &key).map_err(unusable)?;
+        warn_of_expiry(identity.expires().map_err(unusable)?);
+        let ca = CaCertificate::from_pem(&read(CA_FILE)?).map_err(unusable)?;
+        let node = match identity.name().map_err(unusable)? {
+            SpiffeId::Agent(_, node) => node,
+            found @ (SpiffeId::Authority(_) | SpiffeId::Coordinator(_)) => {
+                return Err(RunError::NotANode {
+                    dir: config.dir.clone(),
+                    found,
+                });
+            }
+        };
+        Ok(Self {
+            node,
+            client: agent_config(&identity, &ca)?,
+        })
+    }
+}
+
+fn warn_of_expiry(expires: Timestamp) {
+    if expires.since(Clock::start(Timestamp::ZERO).now()) < EXPIRY_WARNING {
+        tracing::warn!(%expires, "this node's certificate ends soon: enrol the node anew");
+    }
+}
+
+/// Runs an agent: clients come to `http`, the coordinator is reached through `udp`.
+/// Returns when `shutdown` was asked for and what was under way is done.
+///
+/// # Errors
+/// When it cannot start, or a part of it died.
+pub async fn run(
+    config: Config,
+    http: TcpListener,
+    udp: UdpSocket,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    // Whatever ends this function ends every task of it.
+    let _stop_all = shutdown.clone().drop_guard();
+    let clock = Clock::start(Timestamp::ZERO);
+    let credentials = Credentials::read(&config)?;
+    let cache = Arc::new(open_cache(&config).await?);
+    let recorder = Arc::new(Recorder::default());
+    let models = Arc::new(Models::default());
+    let routes = Arc::new(Routes::new(Arc::clone(&models), Arc::clone(&recorder)));
+    let (events, local_inputs) = mpsc::channel(LOCAL_INPUTS_MAX);
+    let app = app(
+        &config,
+        &credentials.node,
+        clock,
+        &routes,
+        &recorder,
+        &cache,
+        events,
+    )?;
+    let status = Arc::clone(&app.status);
+    tracing::info!(node = %credentials.node, http = ?http.local_addr().ok(), "the agent is up");
+    let serving = tokio::spawn(serve(app, http, shutdown.clone()));
+
+    let store = Arc::new(cache.state_store());
+    let state = tokio::task::spawn_blocking({
+        let store = Arc::clone(&store);
+        move || store.load()
+    });
+    let (agent, boot) = Agent::restore(identity(&config), state.await??, clock.now());
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, udp, runtime)?;
+    let (link, handle, link_events) = link(LinkConfig {
+        endpoint,
+        client: credentials.client,
+        coordinators: config.coordinators.clone(),
+        random: Box::new(rand::random),
+    });
+    let linking = tokio::spawn(link.run(shutdown.clone()));
+    let fetcher = Fetcher::new(handle.clone(), Arc::clone(&cache));
+    let engine = Arc::new(Tract::new());
+    let preparer = VersionPreparer::new(fetcher, Arc::clone(&cache), engine, models, clock);
+    let board = Arc::clone(&status);
+    let ports = Ports {
+        clock,
+        link: handle.clone(),
+        link_events,
+        local_inputs,
+        state_store: store,
+        preparer: Arc::new(preparer),
+        routes,
+        on_swap: None,
+        on_change: Some(Box::new(move |agent| board.post_view(view(agent, clock)))),
+    };
+    let driving = tokio::spawn(driver::run(agent, boot, ports, shutdown.clone()));
+    let reporter = Reporter {
+        clock,
+        link: handle,
+        recorder,
+        status,
+        sampler: Sampler::open(config.dir.clone()),
+        cache_bytes: Box::new(move || cache.bytes()),
+    };
+    let reporting = tokio::spawn(reporter.run(shutdown.clone()));
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+    supervise(serving, driving, linking, reporting, shutdown).await
+}
+
+/// What the HTTP port shows.
+fn app(
+    config: &Config,
+    node: &NodeId,
+    clock: Clock,
+    routes: &Arc<Routes>,
+    recorder: &Arc<Recorder>,
+    cache: &Arc<Cache>,
+    events: mpsc::Sender<Input>,
+) -> io::Result<Arc<App>> {
+    let inference = Inference::start(&config.serving, clock, Arc::clone(routes), events)?;
+    let cache = Arc::clone(cache);
+    let status = StatusBoard::new(node.clone(), Box::new(move || cache_status(&cache)));
+    Ok(Arc::new(App {
+        inference: Arc::new(inference),
+        status: Arc::new(status),
+        metrics: Metrics::new(Arc::clone(recorder)),
+        bodies: Arc::new(Semaphore::new(config.serving.bodies_mib_max << 10)),
+        ids: Ids::new(rand::random()),
+    }))
+}
+
+type Task<T = ()> = tokio::task::JoinHandle<T>;
+
+/// Waits for the end. A part that dies ends the others: a supervisor starts the
+/// process anew, which serves stable from disk.
+async fn supervise(
+    mut serving: Task<io::Result<()>>,
+    mut driving: Task,
+    mut linking: Task,
+    mut reporting: Task,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let early = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = &mut serving => return Ok(ended??),
+        ended = &mut driving => ended,
+        ended = &mut linking => ended,
+        ended = &mut reporting => ended,
+    };
+    early?;
+    shutdown.cancel();
+    if !serving.is_finished() {
+        serving.await??;
+    }
+    for task in [driving, linking, reporting] {
+        if !task.is_finished() {
+            task.await?;
+        }
+    }
+    Ok(())
+}
+
+/// The agent before this one may still be on its way out: its folder is waited for.
+async fn open_cache(config: &Config) -> Result<Cache, RunError> {
+    let key = config.registry_key;
+    let quota = config.cache.quota_mib.saturating_mul(1 << 20);
+    for _ in 0..FOLDER_TRIES {
+        let dir = config.dir.clone();
+        let opening = tokio::task::spawn_blocking(move || Cache::open(&dir, quota, key));
+        match opening.await? {
+            Err(CacheError::InUse { .. }) => tokio::time::sleep(FOLDER_AGAIN_AFTER).await,
+            opened => return Ok(opened?),
+        }
+    }
+    Err(CacheError::InUse {
+        dir: config.dir.clone(),
+    }
+    .into())
+}
+
+fn identity(config: &Config) -> AgentIdentity {
+    AgentIdentity {
+        labels: config.labels.clone(),
+        models: config.models.clone(),
+        software: concat!("rollcall-agent ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+fn view(agent: &Agent, clock: Clock) -> View {
+    let at = clock.now();
+    View {
+        at,
+        connected: agent.is_welcomed(),
+        models: agent.status(at),
+    }
+}
+
+fn cache_status(cache: &Cache) -> CacheStatus {
+    let whole = cache
+        .list()
+        .into_iter()
+        .filter(|entry| entry.bytes_missing == 0);
+    let versions = whole.map(|entry| CachedVersionStatus {
+        model: entry.model,
+        version: entry.version.version,
+        digest: entry.version.digest,
+        bytes: entry.bytes,
+    });
+    CacheStatus {
+        versions: versions.collect(),
+        bytes: cache.bytes(),
+    }
+}

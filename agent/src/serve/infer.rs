@@ -1,0 +1,312 @@
+//! One request from its tensors to its answer, whatever protocol it came by.
+//!
+//! Pick, check, run, and fall back: a candidate that fails, is late or has no room
+//! costs the client time but not the answer. Every request runs to its end in a
+//! task of its own, also when its client leaves: otherwise a candidate that hangs
+//! would go uncounted wherever clients are impatient.
+
+mod arms;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollcall_agent_core::input::Input;
+use rollcall_agent_core::route::{CandidateUsage, Pick};
+use rollcall_agent_core::tensor::Tensor;
+use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::ids::ModelName;
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::version::Version;
+use rollcall_transport::clock::Clock;
+use tokio::sync::mpsc;
+
+use crate::config;
+use crate::engine::check::BadInput;
+use crate::execute::{Executor, ExecutorBounds, Priority};
+use crate::routes::{Arm, RouteEntry, Routes};
+use crate::shadow::{Copy, Shadow};
+use arms::check;
+
+/// A request, read and not yet checked.
+#[derive(Clone, Debug)]
+pub struct InferRequest {
+    /// The model.
+    pub model: ModelName,
+    /// The version that the client insists on.
+    pub version: Option<Version>,
+    /// The same key meets the same version.
+    pub sticky_key: String,
+    /// Its tensors.
+    pub inputs: Vec<Tensor>,
+    /// The outputs that it wants, in order; empty: all.
+    pub outputs: Vec<String>,
+}
+
+/// Who answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnsweredBy {
+    /// Stable, by right.
+    Stable,
+    /// The candidate.
+    Candidate,
+    /// Stable, in the place of a candidate that could not.
+    Fallback,
+}
+
+impl AnsweredBy {
+    /// As the response header says it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Candidate => "candidate",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct InferAnswer {
+    /// What answered.
+    pub version: VersionRef,
+    /// As what.
+    pub by: AnsweredBy,
+    /// All its outputs.
+    pub outputs: Arc<Vec<Tensor>>,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs, reason = "the texts say what the fields are")]
+pub enum InferRefusal {
+    #[error("this node has no model {model}")]
+    UnknownModel { model: ModelName },
+    #[error("version {version} of {model} does not answer on this node")]
+    UnknownVersion { model: ModelName, version: Version },
+    #[error("the model has no output {name:?}: it has {}", known.join(", "))]
+    UnknownOutput { name: String, known: Vec<String> },
+    #[error(transparent)]
+    BadInput(#[from] BadInput),
+    #[error("no version of {model} is ready on this node; try again or ask another node")]
+    NotReady { model: ModelName },
+    #[error("too many requests are waiting on this node; try again or ask another node")]
+    Overloaded,
+    #[error("the model did not answer within {timeout:?}")]
+    TimedOut { timeout: Duration },
+    #[error("{reason}")]
+    Failed { reason: String },
+}
+
+/// Answers requests.
+#[derive(Debug)]
+pub struct Inference {
+    clock: Clock,
+    routes: Arc<Routes>,
+    stable: Executor,
+    candidate: Executor,
+    shadow: Shadow,
+    stable_timeout: Duration,
+    candidate_timeout: Duration,
+    events: mpsc::Sender<Input>,
+}
+
+impl Inference {
+    /// Starts the executors. `events` takes what the coordinator should know at once.
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start(
+        settings: &config::Serving,
+        clock: Clock,
+        routes: Arc<Routes>,
+        events: mpsc::Sender<Input>,
+    ) -> std::io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = |asked: usize, or: usize| if asked == 0 { or } else { asked };
+        let stable_threads = threads(settings.stable_threads, cores);
+        let executor = |name, threads, queue, priority| {
+            Executor::start(ExecutorBounds {
+                name,
+                threads,
+                queue,
+                priority,
+            })
+        };
+        let candidate_threads = threads(settings.candidate_threads, stable_threads);
+        let shadow = executor(
+            "shadow",
+            settings.shadow_threads,
+            settings.shadow_queue,
+            Priority::Low,
+        )?;
+        Ok(Self {
+            clock,
+            stable: executor(
+                "stable",
+                stable_threads,
+                settings.stable_queue,
+                Priority::Normal,
+            )?,
+            candidate: executor(
+                "candidate",
+                candidate_threads,
+                settings.candidate_queue,
+                Priority::Normal,
+            )?,
+            shadow: Shadow::new(
+                shadow,
+                Arc::clone(&routes),
+                clock,
+                settings.candidate_timeout,
+            ),
+            routes,
+            stable_timeout: settings.stable_timeout,
+            candidate_timeout: settings.candidate_timeout,
+            events,
+        })
+    }
+
+    /// The routes that requests go by.
+    #[must_use]
+    pub const fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    /// Requests that wait: for stable, candidate and shadow threads.
+    #[must_use]
+    pub fn waiting(&self) -> [usize; 3] {
+        [
+            self.stable.waiting(),
+            self.candidate.waiting(),
+            self.shadow.waiting(),
+        ]
+    }
+
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// When the request is at fault, or nobody here can answer it.
+    pub async fn infer(
+        self: &Arc<Self>,
+        request: InferRequest,
+    ) -> Result<InferAnswer, InferRefusal> {
+        let inference = Arc::clone(self);
+        tokio::spawn(async move { inference.answer(request).await })
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "a request broke off, which is a bug of the agent");
+                Err(InferRefusal::Failed {
+                    reason: "the agent failed; its log says how".into(),
+                })
+            })
+    }
+
+    async fn answer(&self, request: InferRequest) -> Result<InferAnswer, InferRefusal> {
+        let entry = self
+            .routes
+            .get(&request.model)
+            .ok_or_else(|| InferRefusal::UnknownModel {
+                model: request.model.clone(),
+            })?;
+        match request.version {
+            Some(version) => self.answer_as(&entry, version, request).await,
+            None => self.answer_by_route(&entry, request).await,
+        }
+    }
+
+    async fn answer_by_route(
+        &self,
+        entry: &RouteEntry,
+        mut request: InferRequest,
+    ) -> Result<InferAnswer, InferRefusal> {
+        let pick = entry
+            .route
+            .pick(request.sticky_key.as_bytes(), self.clock.now());
+        let (stable, candidate) = (entry.stable.as_ref(), entry.candidate.as_ref());
+        match (pick, stable, candidate) {
+            (Pick::Candidate { .. }, stable, Some(candidate)) => {
+                self.answer_on_trial(candidate, stable, request).await
+            }
+            (Pick::StableAndShadow { .. }, Some(stable), candidate) => {
+                let given = std::mem::take(&mut request.inputs);
+                let inputs = check(stable, &request, given)?;
+                let answer = self
+                    .answer_by_right(stable, &inputs, AnsweredBy::Stable)
+                    .await?;
+                if let Some(candidate) = candidate {
+                    self.shadow.offer(Copy {
+                        model: request.model,
+                        arm: candidate.arm.clone(),
+                        inputs,
+                        stable: Arc::clone(&answer.outputs),
+                    });
+                }
+                Ok(answer)
+            }
+            (Pick::Stable(_) | Pick::Candidate { .. }, Some(stable), _) => {
+                self.answer_stable_alone(stable, request, AnsweredBy::Stable)
+                    .await
+            }
+            (
+                Pick::Nobody
+                | Pick::Stable(_)
+                | Pick::StableAndShadow { .. }
+                | Pick::Candidate { .. },
+                _,
+                _,
+            ) => Err(InferRefusal::NotReady {
+                model: request.model,
+            }),
+        }
+    }
+
+    /// A version by name: stable, or a candidate that answers clients. A shadow does not.
+    async fn answer_as(
+        &self,
+        entry: &RouteEntry,
+        version: Version,
+        request: InferRequest,
+    ) -> Result<InferAnswer, InferRefusal> {
+        let is_asked = |arm: &&Arm| arm.prepared.version.version == version;
+        if let Some(stable) = entry.stable.as_ref().filter(is_asked) {
+            return self
+                .answer_stable_alone(stable, request, AnsweredBy::Stable)
+                .await;
+        }
+        let now = self.clock.now();
+        let answers = entry.route.candidate.as_ref().is_some_and(|candidate| {
+            now < candidate.lease_until
+                && match candidate.usage {
+                    CandidateUsage::Canary(_) => true,
+                    CandidateUsage::Shadow(_) => false,
+                }
+        });
+        match &entry.candidate {
+            Some(candidate) if answers && is_asked(&&candidate.arm) => {
+                self.answer_on_trial(candidate, None, request).await
+            }
+            Some(_) | None => Err(InferRefusal::UnknownVersion {
+                model: request.model,
+                version,
+            }),
+        }
+    }
+
+    async fn answer_stable_alone(
+        &self,
+        stable: &Arm,
+        mut request: InferRequest,
+        by: AnsweredBy,
+    ) -> Result<InferAnswer, InferRefusal> {
+        let inputs = std::mem::take(&mut request.inputs);
+        let inputs = check(stable, &request, inputs)?;
+        self.answer_by_right(stable, &inputs, by).await
+    }
+
+    /// The time that requests are judged by.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}

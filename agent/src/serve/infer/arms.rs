@@ -1,0 +1,232 @@
+//! One request on one arm: run, count, and fall back.
+//!
+//! What is charged to whom: a candidate's failures are its own even where stable
+//! answers in the end; stable's full queue is the node's; what was withdrawn under
+//! way is nobody's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollcall_agent_core::breaker::Transition;
+use rollcall_agent_core::input::Input;
+use rollcall_agent_core::tensor::Tensor;
+use rollcall_shared::ids::ModelName;
+use rollcall_shared::report::AgentEvent;
+use rollcall_shared::time::Timestamp;
+use tokio::time::error::Elapsed;
+
+use super::{AnsweredBy, InferAnswer, InferRefusal, InferRequest, Inference};
+use crate::engine::InferError;
+use crate::engine::check::check_inputs;
+use crate::execute::{ExecuteError, Executor};
+use crate::recorder::Outcome;
+use crate::routes::{Arm, CandidateArm};
+
+/// How a run on one arm ended.
+type Ran = Result<Arc<Vec<Tensor>>, RunError>;
+
+#[derive(Debug)]
+enum RunError {
+    Full,
+    TimedOut,
+    Failed(String),
+    /// Withdrawn, or its lease ended, while the request was under way.
+    Gone,
+}
+
+impl RunError {
+    fn refusal(self, model: &ModelName, timeout: Duration) -> InferRefusal {
+        match self {
+            Self::Full => InferRefusal::Overloaded,
+            Self::TimedOut => InferRefusal::TimedOut { timeout },
+            Self::Failed(reason) => InferRefusal::Failed { reason },
+            Self::Gone => InferRefusal::NotReady {
+                model: model.clone(),
+            },
+        }
+    }
+}
+
+impl Inference {
+    /// On stable's threads, with stable's deadline, counted for stable.
+    pub(super) async fn answer_by_right(
+        &self,
+        arm: &Arm,
+        inputs: &Arc<Vec<Tensor>>,
+        by: AnsweredBy,
+    ) -> Result<InferAnswer, InferRefusal> {
+        let began = self.clock.now();
+        let error = match run(&self.stable, arm, inputs, self.stable_timeout).await {
+            Ok(outputs) => {
+                arm.series
+                    .record(Outcome::Answered(self.clock.now().since(began)));
+                return Ok(InferAnswer {
+                    version: arm.prepared.version,
+                    by,
+                    outputs,
+                });
+            }
+            Err(error) => error,
+        };
+        match &error {
+            // The node is short of room, which is no fault of the version.
+            RunError::Full => return Err(InferRefusal::Overloaded),
+            RunError::TimedOut => arm.series.record(Outcome::TimedOut { fallback: false }),
+            RunError::Failed(_) => arm.series.record(Outcome::Failed { fallback: false }),
+            RunError::Gone => {}
+        }
+        Err(error.refusal(&arm.prepared.manifest.model, self.stable_timeout))
+    }
+
+    /// On the candidate, unless its breaker is open, and on stable if it fails.
+    pub(super) async fn answer_on_trial(
+        &self,
+        candidate: &CandidateArm,
+        stable: Option<&Arm>,
+        mut request: InferRequest,
+    ) -> Result<InferAnswer, InferRefusal> {
+        let arm = &candidate.arm;
+        let given = std::mem::take(&mut request.inputs);
+        // The contract with clients is stable's signature, where there is a stable.
+        let inputs = check(stable.unwrap_or(arm), &request, given)?;
+        let refusal = if candidate.breaker.allows(self.clock.now()) {
+            let own = match stable {
+                Some(stable) if !takes_the_same(stable, arm) => {
+                    check(arm, &request, inputs.to_vec())
+                }
+                Some(_) | None => Ok(Arc::clone(&inputs)),
+            };
+            let began = self.clock.now();
+            let ran = match own {
+                Ok(own) => self.run_candidate(&request.model, arm, own).await,
+                Err(refusal) => Err(RunError::Failed(refusal.to_string())),
+            };
+            self.charge(&request.model, candidate, &ran, began, stable.is_some());
+            let (version, by) = (arm.prepared.version, AnsweredBy::Candidate);
+            match ran {
+                Ok(outputs) => {
+                    return Ok(InferAnswer {
+                        version,
+                        by,
+                        outputs,
+                    });
+                }
+                Err(error) => error.refusal(&request.model, self.candidate_timeout),
+            }
+        } else {
+            InferRefusal::NotReady {
+                model: request.model,
+            }
+        };
+        match stable {
+            Some(stable) => {
+                self.answer_by_right(stable, &inputs, AnsweredBy::Fallback)
+                    .await
+            }
+            None => Err(refusal),
+        }
+    }
+
+    /// Counts a run for the candidate, whoever answers in the end. One that was
+    /// withdrawn meanwhile is nobody's to judge.
+    fn charge(
+        &self,
+        model: &ModelName,
+        candidate: &CandidateArm,
+        ran: &Ran,
+        began: Timestamp,
+        fallback: bool,
+    ) {
+        let now = self.clock.now();
+        let outcome = match ran {
+            Ok(_) => Outcome::Answered(now.since(began)),
+            // Candidates get as many threads as stable: who fills them is too slow.
+            Err(RunError::Full | RunError::TimedOut) => Outcome::TimedOut { fallback },
+            Err(RunError::Failed(reason)) => {
+                tracing::debug!(%model, reason, "the candidate failed");
+                Outcome::Failed { fallback }
+            }
+            Err(RunError::Gone) => return,
+        };
+        candidate.arm.series.record(outcome);
+        let transition = candidate.breaker.record(ran.is_ok(), now);
+        self.tell(model, candidate, transition);
+    }
+
+    /// Whatever began before a withdrawal or a lease's end does not answer after it.
+    async fn run_candidate(&self, model: &ModelName, arm: &Arm, inputs: Arc<Vec<Tensor>>) -> Ran {
+        let version = arm.prepared.version;
+        let (routes, clock) = (Arc::clone(&self.routes), self.clock);
+        let (prepared, name) = (Arc::clone(&arm.prepared), model.clone());
+        let job = move || {
+            routes
+                .has_candidate(&name, version, clock.now())
+                .then(|| prepared.loaded.infer(&inputs))
+        };
+        let ran = tokio::time::timeout(self.candidate_timeout, self.candidate.run(job)).await;
+        if !self.routes.has_candidate(model, version, self.clock.now()) {
+            return Err(RunError::Gone);
+        }
+        outcome(ran.map(|ran| ran.map(|ran| ran.ok_or(RunError::Gone))))
+    }
+
+    fn tell(&self, model: &ModelName, candidate: &CandidateArm, transition: Option<Transition>) {
+        let (model, rollout) = (model.clone(), candidate.rollout);
+        let event = match transition {
+            Some(Transition::Opened { failures }) => AgentEvent::BreakerOpened {
+                model,
+                rollout,
+                failures,
+            },
+            Some(Transition::Closed) => AgentEvent::BreakerClosed { model, rollout },
+            Some(Transition::Reopened) | None => return,
+        };
+        tracing::warn!(?event, "the candidate's breaker");
+        // A full queue drops it: the counts say the same, a window later.
+        let _ = self.events.try_send(Input::Event(event));
+    }
+}
+
+fn takes_the_same(a: &Arm, b: &Arm) -> bool {
+    a.prepared.manifest.signature.inputs == b.prepared.manifest.signature.inputs
+}
+
+/// Holds a request against what `arm` takes and gives.
+pub(super) fn check(
+    arm: &Arm,
+    request: &InferRequest,
+    inputs: Vec<Tensor>,
+) -> Result<Arc<Vec<Tensor>>, InferRefusal> {
+    let signature = &arm.prepared.manifest.signature;
+    let has = |name: &String| signature.outputs.iter().any(|output| output.name == *name);
+    if let Some(name) = request.outputs.iter().find(|name| !has(name)) {
+        return Err(InferRefusal::UnknownOutput {
+            name: name.clone(),
+            known: signature
+                .outputs
+                .iter()
+                .map(|output| output.name.clone())
+                .collect(),
+        });
+    }
+    Ok(Arc::new(check_inputs(signature, inputs)?.tensors))
+}
+
+async fn run(executor: &Executor, arm: &Arm, inputs: &Arc<Vec<Tensor>>, timeout: Duration) -> Ran {
+    let (prepared, inputs) = (Arc::clone(&arm.prepared), Arc::clone(inputs));
+    let running = executor.run(move || Ok(prepared.loaded.infer(&inputs)));
+    outcome(tokio::time::timeout(timeout, running).await)
+}
+
+type Inferred = Result<Result<Vec<Tensor>, InferError>, RunError>;
+
+fn outcome(ran: Result<Result<Inferred, ExecuteError>, Elapsed>) -> Ran {
+    match ran {
+        Ok(Ok(Ok(Ok(outputs)))) => Ok(Arc::new(outputs)),
+        Ok(Ok(Ok(Err(error)))) => Err(RunError::Failed(error.to_string())),
+        Ok(Ok(Err(error))) => Err(error),
+        Ok(Err(ExecuteError::Full)) => Err(RunError::Full),
+        Ok(Err(ExecuteError::Panicked)) => Err(RunError::Failed("the engine panicked".to_owned())),
+        Err(_) => Err(RunError::TimedOut),
+    }
+}

@@ -1,0 +1,186 @@
+//! `GET /rollcall/v1/status`: what the node serves, from where, and what it waits for.
+//!
+//! The driver posts the core's view after each input; a request reads it. Leases
+//! are counted down to the moment of the request.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use rollcall_agent_core::agent::{ModelStatus, WaitingFor};
+use rollcall_shared::digest::Digest;
+use rollcall_shared::ids::{Generation, ModelName, NodeId, RolloutId};
+use rollcall_shared::report::{Resources, Role};
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::version::Version;
+use serde::{Deserialize, Serialize};
+
+use super::App;
+
+/// What the core said, and when.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// When.
+    pub at: Timestamp,
+    /// Whether a coordinator had welcomed the agent.
+    pub connected: bool,
+    /// How each model stood.
+    pub models: Vec<ModelStatus>,
+}
+
+/// What the cache holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// Bytes of blobs.
+    pub bytes: u64,
+    /// The versions whose blobs are all there.
+    pub versions: Vec<CachedVersionStatus>,
+}
+
+/// A version on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedVersionStatus {
+    /// The model.
+    pub model: ModelName,
+    /// The version.
+    pub version: Version,
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// Bytes of its files.
+    pub bytes: u64,
+}
+
+type CacheView = Box<dyn Fn() -> CacheStatus + Send + Sync>;
+
+/// Where the parts of the status are posted.
+pub struct StatusBoard {
+    node: NodeId,
+    view: ArcSwap<View>,
+    resources: ArcSwap<Resources>,
+    cache: CacheView,
+}
+
+impl fmt::Debug for StatusBoard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StatusBoard({})", self.node)
+    }
+}
+
+impl StatusBoard {
+    /// An empty board of this node. `cache` is asked whenever someone reads.
+    #[must_use]
+    pub fn new(node: NodeId, cache: CacheView) -> Self {
+        Self {
+            node,
+            view: ArcSwap::default(),
+            resources: ArcSwap::default(),
+            cache,
+        }
+    }
+
+    /// Posts the core's view.
+    pub fn post_view(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+
+    /// Posts a sample of the node's resources.
+    pub fn post_resources(&self, resources: Resources) {
+        self.resources.store(Arc::new(resources));
+    }
+
+    /// The last view.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// The last sample.
+    #[must_use]
+    pub fn resources(&self) -> Arc<Resources> {
+        self.resources.load_full()
+    }
+
+    /// Everything, at this moment.
+    #[must_use]
+    pub fn read(&self, now: Timestamp) -> Status {
+        let view = self.view();
+        let age = now.since(view.at);
+        Status {
+            node: self.node.clone(),
+            connected: view.connected,
+            models: view
+                .models
+                .iter()
+                .map(|model| ModelLine::new(model, age))
+                .collect(),
+            cache: (self.cache)(),
+            resources: (*self.resources()).clone(),
+        }
+    }
+}
+
+/// The status as it is written.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    node: NodeId,
+    connected: bool,
+    models: Vec<ModelLine>,
+    cache: CacheStatus,
+    resources: Resources,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ModelLine {
+    model: ModelName,
+    generation: Generation,
+    generation_served: Generation,
+    stable: Option<Version>,
+    candidate: Option<Version>,
+    rollout: Option<RolloutId>,
+    mode: &'static str,
+    lease_left_ms: Option<u64>,
+    serving: Vec<ServingLine>,
+    waiting: Vec<WaitingFor>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ServingLine {
+    version: Version,
+    digest: Digest,
+    role: Role,
+}
+
+impl ModelLine {
+    fn new(status: &ModelStatus, age: Duration) -> Self {
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            model: status.model.clone(),
+            generation: status.generation,
+            generation_served: status.generation_served,
+            stable: status.stable.map(|stable| stable.version),
+            candidate: status.candidate.map(|candidate| candidate.version),
+            rollout: status.rollout,
+            mode: status.mode,
+            lease_left_ms: status.lease_left_ms.map(|left| left.saturating_sub(age_ms)),
+            serving: status
+                .serving
+                .iter()
+                .map(|serving| ServingLine {
+                    version: serving.version.version,
+                    digest: serving.version.digest,
+                    role: serving.role,
+                })
+                .collect(),
+            waiting: status.waiting.clone(),
+        }
+    }
+}
+
+/// `GET /rollcall/v1/status`
+pub async fn status(State(app): State<Arc<App>>) -> impl IntoResponse {
+    Json(app.status.read(app.inference.now()))
+}

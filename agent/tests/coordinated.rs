@@ -1,0 +1,335 @@
+//! A whole agent and a scripted coordinator, over real QUIC, disk and engine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "a test that unwraps nothing has failed; one story stays in one piece"
+)]
+
+#[path = "support/coordinator.rs"]
+mod coordinator;
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use coordinator::{Coordinator, Heard};
+use rollcall_agent::config::Config;
+use rollcall_shared::assignment::{
+    Assignment, CandidateAssignment, CandidateMode, Share, VersionRef, Withdrawal,
+};
+use rollcall_shared::ids::{Generation, RolloutId};
+use rollcall_shared::report::{AgentEvent, ReadyState, Receipt, Role};
+use rollcall_shared::wire::FromAgent;
+use serde_json::Value;
+use support::{body, bundle, digits, manifest, rows};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+struct Node {
+    url: String,
+    client: reqwest::Client,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), rollcall_agent::RunError>>,
+}
+
+impl Node {
+    async fn start(dir: &Path) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = Config::read(&dir.join("agent.toml")).unwrap();
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", http.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(rollcall_agent::run(config, http, udp, shutdown.clone()));
+        Self {
+            url,
+            client: reqwest::Client::new(),
+            shutdown,
+            task,
+        }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// Status, version and arm of an answer.
+    async fn infer(&self) -> (u16, String, String) {
+        let url = format!("{}/v2/models/digits/infer", self.url);
+        let request = self.client.post(url).body(body(&rows()[0]).to_string());
+        let response = request.send().await.unwrap();
+        let header = |name: &str| {
+            let value = response.headers().get(name);
+            value.map_or(String::new(), |v| v.to_str().unwrap().to_owned())
+        };
+        (
+            response.status().as_u16(),
+            header("x-rollcall-version"),
+            header("x-rollcall-arm"),
+        )
+    }
+
+    async fn until(&self, version: &str, arm: &str) {
+        for _ in 0..500 {
+            let (status, got_version, got_arm) = self.infer().await;
+            if status == 200 && got_version == version && got_arm == arm {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!(
+            "never {version} as {arm}; the last was {:?}",
+            self.infer().await
+        );
+    }
+
+    async fn status(&self) -> Value {
+        let response = self
+            .client
+            .get(format!("{}/rollcall/v1/status", self.url))
+            .send()
+            .await;
+        serde_json::from_slice(&response.unwrap().bytes().await.unwrap()).unwrap()
+    }
+}
+
+fn assignment(
+    generation: u64,
+    stable: Option<VersionRef>,
+    candidate: Option<(VersionRef, CandidateMode)>,
+) -> Assignment {
+    Assignment {
+        model: digits(),
+        generation: Generation(generation),
+        stable,
+        previous: None,
+        candidate: candidate.map(|(version, mode)| CandidateAssignment {
+            rollout: RolloutId(1),
+            version,
+            mode,
+            lease_ms: 2_000,
+        }),
+    }
+}
+
+async fn receipt(heard: &mut Heard, generation: u64) -> Receipt {
+    heard
+        .next(|message| match message {
+            FromAgent::Receipt(receipt) if receipt.generation == Generation(generation) => {
+                Some(receipt)
+            }
+            _ => None,
+        })
+        .await
+}
+
+const CANARY_ALL: CandidateMode = CandidateMode::Canary(Share::ALL);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_fetches_serves_reports_and_takes_a_candidate_back_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let (stable, candidate) = (coordinator.publish("1.0.0"), coordinator.publish("2.0.0"));
+    let node = Node::start(dir.path()).await;
+    assert_eq!(
+        node.infer().await.0,
+        404,
+        "the port answers before anything is known"
+    );
+
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    node.until("1.0.0", "stable").await;
+    assert_eq!(receipt(&mut heard, 1).await.serving[0].version, stable);
+
+    coordinator
+        .assign(assignment(2, Some(stable), Some((candidate, CANARY_ALL))))
+        .await;
+    node.until("2.0.0", "candidate").await;
+    heard
+        .next(|message| match message {
+            FromAgent::Receipt(receipt) => receipt
+                .serving
+                .into_iter()
+                .find(|serving| serving.role == Role::Candidate && serving.version == candidate),
+            _ => None,
+        })
+        .await;
+    let report = loop {
+        let report = heard.reports.recv().await.unwrap();
+        if report
+            .series
+            .iter()
+            .any(|series| series.role == Role::Candidate)
+        {
+            break report;
+        }
+    };
+    assert!(report.resources.memory_total > 0 && report.duration_ms >= 50);
+    let status = node.status().await;
+    assert_eq!(status["connected"], true);
+    let model = &status["models"][0];
+    assert_eq!(
+        (
+            &model["stable"],
+            &model["candidate"],
+            &model["mode"],
+            &model["generation"]
+        ),
+        (
+            &"1.0.0".into(),
+            &"2.0.0".into(),
+            &"canary".into(),
+            &2.into()
+        )
+    );
+    assert!(model["lease_left_ms"].as_u64().unwrap() <= 2_000);
+    assert_eq!(status["cache"]["versions"].as_array().unwrap().len(), 2);
+    assert!(status["cache"]["bytes"].as_u64().unwrap() > 50_000);
+
+    let old = assignment(2, Some(stable), Some((candidate, CANARY_ALL)));
+    let withdrawal = Withdrawal {
+        model: digits(),
+        rollout: RolloutId(1),
+        withdrawn: candidate,
+        generation: Generation(3),
+        serving: Some(stable),
+    };
+    coordinator.withdraw(withdrawal).await;
+    assert_eq!(receipt(&mut heard, 3).await.serving.len(), 1);
+    assert_eq!(
+        node.infer().await,
+        (200, "1.0.0".to_owned(), "stable".to_owned())
+    );
+
+    // Restarted without a coordinator: stable from disk. With one that lost its memory:
+    // the withdrawal is handed back, and the old assignment changes nothing.
+    coordinator.disconnect();
+    node.stop().await;
+    coordinator.assign(old).await;
+    let node = Node::start(dir.path()).await;
+    node.until("1.0.0", "stable").await;
+    let hello = heard
+        .next(|message| match message {
+            FromAgent::Hello(hello) => Some(hello).filter(|h| !h.withdrawals.is_empty()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(hello.withdrawals[0].withdrawn, candidate);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(
+        node.infer().await,
+        (200, "1.0.0".to_owned(), "stable".to_owned())
+    );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stable_serves_from_disk_with_no_coordinator_in_sight() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let stable = coordinator.publish("1.0.0");
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    receipt(&mut heard, 1).await;
+    node.stop().await;
+    coordinator.die();
+    let node = Node::start(dir.path()).await;
+    node.until("1.0.0", "stable").await;
+    assert_eq!(node.status().await["connected"], false);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_candidate_whose_lease_runs_out_is_fenced_and_the_coordinator_hears_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let (stable, candidate) = (coordinator.publish("1.0.0"), coordinator.publish("2.0.0"));
+    coordinator
+        .assign(assignment(1, Some(stable), Some((candidate, CANARY_ALL))))
+        .await;
+    let node = Node::start(dir.path()).await;
+    node.until("2.0.0", "candidate").await;
+    coordinator.stop_answering_heartbeats();
+    node.until("1.0.0", "stable").await;
+    heard
+        .next(|message| match message {
+            FromAgent::Event(AgentEvent::LeaseExpired { .. }) => Some(()),
+            _ => None,
+        })
+        .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_that_breaks_off_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, _heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let stable = coordinator.publish("1.0.0");
+    let size = manifest(
+        "1.0.0",
+        &std::fs::read(bundle("1.0.0").join("model.onnx")).unwrap(),
+    )
+    .bytes();
+    coordinator.cut_next_artifact();
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    node.until("1.0.0", "stable").await;
+    let blob = coordinator.model_blob("1.0.0");
+    let offsets: Vec<_> = coordinator
+        .asked()
+        .into_iter()
+        .filter(|(d, _)| *d == blob)
+        .map(|(_, o)| o)
+        .collect();
+    assert_eq!(offsets, [0, size / 2]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoilt_file_is_thrown_away_and_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, _heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let stable = coordinator.publish("1.0.0");
+    coordinator.spoil_next_artifact();
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    node.until("1.0.0", "stable").await;
+    let blob = coordinator.model_blob("1.0.0");
+    let times = coordinator
+        .asked()
+        .iter()
+        .filter(|(d, o)| (*d, *o) == (blob, 0))
+        .count();
+    assert_eq!(times, 2);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_the_coordinator_cannot_send_is_reported_and_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let mut stable = coordinator.publish("1.0.0");
+    stable.digest = rollcall_shared::digest::Digest::of(b"nobody has this");
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    let (reason, retrying) = heard
+        .next(|message| match message {
+            FromAgent::Readiness(readiness) => match readiness.state {
+                ReadyState::Failed { reason, retrying } => Some((reason, retrying)),
+                ReadyState::Fetching | ReadyState::Ready => None,
+            },
+            _ => None,
+        })
+        .await;
+    assert!(reason.contains("manifest") && retrying, "{reason}");
+    let model = &node.status().await["models"][0];
+    assert!(model["waiting"][0]["on"] == "retry", "{model}");
+    node.stop().await;
+}

@@ -1,0 +1,536 @@
+//! Promises of the serving path, over HTTP, with routes set by hand.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
+
+mod support;
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use rollcall_agent::config::Serving;
+use rollcall_agent::engine::{InferError, LoadedModel};
+use rollcall_agent_core::input::Input;
+use rollcall_agent_core::route::CandidateUsage::{Canary, Shadow};
+use rollcall_agent_core::tensor::Tensor;
+use rollcall_shared::assignment::Share;
+use rollcall_shared::report::{AgentEvent, Role};
+use serde_json::json;
+use support::{Bench, body, eventually, percent, rows};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// An engine that answers nobody.
+#[derive(Default)]
+struct Hanging {
+    released: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl LoadedModel for Hanging {
+    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+        let mut released = self.released.lock().unwrap();
+        while !*released {
+            released = self.changed.wait(released).unwrap();
+        }
+        Err(InferError::Failed("released".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn a_good_request_gets_stables_answer_with_its_version() {
+    let bench = Bench::start(Serving::default()).await;
+    bench.route(1, Some(bench.load("1.0.0")), None);
+    let row = &rows()[0];
+    let mut request = body(row);
+    request["id"] = json!("order-7");
+    request["outputs"] = json!([{"name": "label"}]);
+    let answer = bench
+        .post("/v2/models/digits/infer", "", request.to_string())
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.json);
+    assert_eq!(answer.json["model_name"], "digits");
+    assert_eq!(answer.json["model_version"], "1.0.0");
+    assert_eq!(answer.json["id"], "order-7");
+    assert_eq!(answer.json["outputs"].as_array().unwrap().len(), 1);
+    assert_eq!(answer.header("x-rollcall-version"), "1.0.0");
+    assert_eq!(answer.header("x-request-id"), "order-7");
+    assert_eq!(
+        (answer.arm(), answer.header("content-type")),
+        ("stable", "application/json")
+    );
+    let all = bench.infer("", row).await;
+    assert_eq!(all.json["outputs"].as_array().unwrap().len(), 2);
+    assert!(!all.json["id"].as_str().unwrap().is_empty());
+    assert_eq!(bench.counts(Role::Stable).requests, 2);
+    assert_eq!(bench.counts(Role::Stable).latency.count(), 2);
+}
+
+#[tokio::test]
+async fn a_canary_gets_its_share_and_a_key_always_meets_the_same_version() {
+    let bench = Bench::start(Serving::default()).await;
+    let (stable, candidate) = (bench.load("1.0.0"), bench.load("2.0.0"));
+    bench.route(1, Some(stable), Some((candidate, Canary(percent(30.0)))));
+    let row = &rows()[0];
+    let mut on_candidate = Vec::new();
+    for key in 0..200 {
+        let answer = bench.infer(&format!("user-{key}"), row).await;
+        assert_eq!(answer.status, 200);
+        let version = answer.header("x-rollcall-version").to_owned();
+        assert_eq!(version == "2.0.0", answer.arm() == "candidate");
+        on_candidate.push(answer.arm() == "candidate");
+    }
+    let share = on_candidate.iter().filter(|on| **on).count();
+    assert!((35..=85).contains(&share), "{share} of 200 at 30 %");
+    bench.route(2, Some(stable), Some((candidate, Canary(percent(60.0)))));
+    for (key, was_on) in on_candidate.iter().enumerate() {
+        let again = bench.infer(&format!("user-{key}"), row).await;
+        assert!(
+            !was_on || again.arm() == "candidate",
+            "a growing share took a key away"
+        );
+    }
+    // The request's own id is the key where no header names one.
+    let mut request = body(row);
+    request["id"] = json!("user-1");
+    let by_id = bench
+        .post("/v2/models/digits/infer", "", request.to_string())
+        .await;
+    let by_header = bench.infer("user-1", row).await;
+    assert_eq!(by_id.arm(), by_header.arm());
+}
+
+#[tokio::test]
+async fn a_failing_candidate_costs_no_answer_and_is_charged() {
+    let bench = Bench::start(Serving::default()).await;
+    let (stable, candidate) = (bench.load("2.0.0"), bench.load("5.0.0"));
+    bench.route(1, Some(stable), Some((candidate, Canary(Share::ALL))));
+    let (mut fell_back, mut answered) = (0, 0);
+    for row in rows() {
+        let entry = bench.routes.get(&support::digits()).unwrap();
+        if !entry.candidate.as_ref().unwrap().breaker.is_closed() {
+            break;
+        }
+        let answer = bench.infer("k", &row).await;
+        assert_eq!(answer.status, 200, "{}", answer.json);
+        match answer.arm() {
+            "fallback" => {
+                assert_eq!(answer.header("x-rollcall-version"), "2.0.0");
+                fell_back += 1;
+            }
+            arm => {
+                assert_eq!(arm, "candidate");
+                answered += 1;
+            }
+        }
+    }
+    let counts = bench.counts(Role::Candidate);
+    assert!(fell_back > 0 && answered > 0);
+    assert_eq!((counts.errors, counts.fallbacks), (fell_back, fell_back));
+    assert_eq!(counts.requests, fell_back + answered);
+    assert_eq!(counts.latency.count(), answered);
+    assert_eq!(bench.counts(Role::Stable).requests, fell_back);
+}
+
+#[tokio::test]
+async fn a_candidate_that_hangs_is_answered_by_stable_within_the_timeout() {
+    let candidate_timeout = Duration::from_millis(50);
+    let settings = Serving {
+        candidate_timeout,
+        candidate_threads: 1,
+        candidate_queue: 1,
+        ..Serving::default()
+    };
+    let bench = Bench::start(settings).await;
+    let hanging = Arc::new(Hanging::default());
+    let stable = bench.load("1.0.0");
+    let candidate = bench.install("9.0.0", b"hanging", hanging);
+    bench.route(1, Some(stable), Some((candidate, Canary(Share::ALL))));
+    for _ in 0..4 {
+        let answer = bench.infer("k", &rows()[0]).await;
+        assert_eq!((answer.status, answer.arm()), (200, "fallback"));
+    }
+    let counts = bench.counts(Role::Candidate);
+    assert_eq!(
+        (counts.requests, counts.timeouts, counts.fallbacks),
+        (4, 4, 4)
+    );
+}
+
+#[tokio::test]
+async fn the_breaker_opens_after_failures_in_a_row_and_lets_the_candidate_back_when_closed() {
+    let mut bench = Bench::start(Serving::default()).await;
+    let (stable, candidate) = (bench.load("2.0.0"), bench.load("5.0.0"));
+    bench.route(1, Some(stable), Some((candidate, Canary(Share::ALL))));
+    let (mut bad, mut good) = (None, None);
+    for row in rows() {
+        let answer = bench.infer("k", &row).await;
+        match answer.arm() {
+            "fallback" => bad = Some(row),
+            _ => good = Some(row),
+        }
+        if bad.is_some() && good.is_some() {
+            break;
+        }
+    }
+    let (bad, good) = (bad.unwrap(), good.unwrap());
+    while bench
+        .routes
+        .get(&support::digits())
+        .unwrap()
+        .candidate
+        .as_ref()
+        .unwrap()
+        .breaker
+        .is_closed()
+    {
+        bench.infer("k", &bad).await;
+    }
+    let event = bench.events.recv().await.unwrap();
+    assert!(
+        matches!(
+            event,
+            Input::Event(AgentEvent::BreakerOpened { failures: 5, .. })
+        ),
+        "{event:?}"
+    );
+    let before = bench.counts(Role::Candidate).requests;
+    assert_eq!(bench.infer("k", &good).await.arm(), "fallback");
+    assert_eq!(
+        bench.counts(Role::Candidate).requests,
+        before,
+        "an open breaker asks nobody"
+    );
+    // A new generation of the same rollout keeps the breaker open.
+    bench.route(2, Some(stable), Some((candidate, Canary(Share::ALL))));
+    assert_eq!(bench.infer("k", &good).await.arm(), "fallback");
+    let later = bench.clock.now() + Duration::from_secs(61);
+    let entry = bench.routes.get(&support::digits()).unwrap();
+    let breaker = &entry.candidate.as_ref().unwrap().breaker;
+    assert!(breaker.allows(later));
+    assert!(breaker.record(true, later).is_some());
+    assert_eq!(bench.infer("k", &good).await.arm(), "candidate");
+}
+
+#[tokio::test]
+async fn a_shadow_compares_and_never_answers() {
+    let bench = Bench::start(Serving::default()).await;
+    let (stable, shadow) = (bench.load("2.0.0"), bench.load("3.0.0"));
+    bench.route(1, Some(stable), Some((shadow, Shadow(Share::ALL))));
+    for (i, row) in rows().iter().take(40).enumerate() {
+        let answer = bench.infer("k", row).await;
+        assert_eq!(
+            (answer.arm(), answer.header("x-rollcall-version")),
+            ("stable", "2.0.0")
+        );
+        eventually("the copy is compared", || {
+            bench.counts(Role::Shadow).compared > i as u64
+        })
+        .await;
+    }
+    let counts = bench.counts(Role::Shadow);
+    assert_eq!((counts.requests, counts.compared, counts.shed), (40, 40, 0));
+    assert!(
+        counts.agreed < 30,
+        "3.0.0 permutes the classes, {} agreed",
+        counts.agreed
+    );
+    let refused = bench
+        .post(
+            "/v2/models/digits/versions/3.0.0/infer",
+            "",
+            body(&rows()[0]).to_string(),
+        )
+        .await;
+    assert_eq!(refused.status, 404, "a shadow answers no client");
+}
+
+#[tokio::test]
+async fn a_shadow_that_hangs_for_ever_leaves_live_answers_alone_and_is_shed() {
+    let settings = Serving {
+        shadow_threads: 1,
+        shadow_queue: 2,
+        ..Serving::default()
+    };
+    let bench = Bench::start(settings).await;
+    let hanging = Arc::new(Hanging::default());
+    let stable = bench.load("1.0.0");
+    let shadow = bench.install("9.0.0", b"hanging", hanging);
+    bench.route(1, Some(stable), Some((shadow, Shadow(Share::ALL))));
+    let row = &rows()[0];
+    bench.infer("k", row).await;
+    let began = bench.clock.now();
+    for _ in 0..50 {
+        let answer = bench.infer("k", row).await;
+        assert_eq!((answer.status, answer.arm()), (200, "stable"));
+    }
+    assert!(
+        bench.clock.now().since(began) < Duration::from_secs(5),
+        "live answers waited for the shadow"
+    );
+    assert!(bench.counts(Role::Shadow).shed >= 47);
+    assert_eq!(bench.counts(Role::Stable).latency.count(), 51);
+}
+
+#[tokio::test]
+async fn after_a_swap_no_request_meets_the_candidate() {
+    let bench = Bench::start(Serving::default()).await;
+    let (stable, candidate) = (bench.load("1.0.0"), bench.load("2.0.0"));
+    bench.route(1, Some(stable), Some((candidate, Canary(Share::ALL))));
+    assert_eq!(bench.infer("k", &rows()[0]).await.arm(), "candidate");
+    let path = "/v2/models/digits/versions/2.0.0/infer";
+    assert_eq!(
+        bench
+            .post(path, "", body(&rows()[0]).to_string())
+            .await
+            .status,
+        200
+    );
+    bench.route(2, Some(stable), None);
+    assert_eq!(bench.infer("k", &rows()[0]).await.arm(), "stable");
+    assert_eq!(
+        bench
+            .post(path, "", body(&rows()[0]).to_string())
+            .await
+            .status,
+        404
+    );
+    assert_eq!(
+        bench
+            .get("/v2/models/digits/versions/2.0.0/ready")
+            .await
+            .status,
+        404
+    );
+}
+
+#[tokio::test]
+async fn a_candidate_without_a_stable_answers_alone_and_its_failure_is_a_500() {
+    let bench = Bench::start(Serving::default()).await;
+    let candidate = bench.load("5.0.0");
+    bench.route(1, None, Some((candidate, Canary(Share::ALL))));
+    let mut statuses = Vec::new();
+    for row in rows().iter().take(60) {
+        let answer = bench.infer("k", row).await;
+        assert!(answer.status == 200 || answer.json["error"].is_string());
+        statuses.push(answer.status);
+    }
+    assert!(
+        statuses.contains(&200) && statuses.contains(&500),
+        "{statuses:?}"
+    );
+}
+
+#[tokio::test]
+async fn bad_requests_get_4xx_with_an_error_in_json() {
+    let bench = Bench::start(Serving::default()).await;
+    bench.route(1, Some(bench.load("1.0.0")), None);
+    let good = body(&rows()[0]);
+    let change = |pointer: &str, value: serde_json::Value| {
+        let mut request = good.clone();
+        *request.pointer_mut(pointer).unwrap() = value;
+        request.to_string()
+    };
+    let infer = "/v2/models/digits/infer";
+    let mut unknown_output = good.clone();
+    unknown_output["outputs"] = json!([{"name": "colour"}]);
+    let cases = [
+        (infer, String::new(), 400),
+        (infer, "{".to_owned(), 400),
+        (infer, "[1]".to_owned(), 400),
+        (infer, json!({"inputs": []}).to_string(), 400),
+        (infer, change("/inputs/0/name", json!("x")), 400),
+        (infer, change("/inputs/0/datatype", json!("INT64")), 400),
+        (infer, change("/inputs/0/datatype", json!("FP99")), 400),
+        (infer, change("/inputs/0/shape", json!([1, 63])), 400),
+        (infer, change("/inputs/0/shape", json!([-1, 64])), 400),
+        (infer, change("/inputs/0/data/3", json!("four")), 400),
+        (infer, unknown_output.to_string(), 400),
+        ("/v2/models/nobody/infer", good.to_string(), 404),
+        ("/v2/models/NO..%2f/infer", good.to_string(), 404),
+        (
+            "/v2/models/digits/versions/9.9.9/infer",
+            good.to_string(),
+            404,
+        ),
+        (
+            "/v2/models/digits/versions/latest/infer",
+            good.to_string(),
+            404,
+        ),
+        ("/v2/repository/models/digits/load", "{}".to_owned(), 403),
+        ("/v3", String::new(), 404),
+        ("/v2", String::new(), 405),
+    ];
+    for (path, request, status) in cases {
+        let answer = bench.post(path, "", request.clone()).await;
+        assert_eq!(answer.status, status, "{path} {request}: {}", answer.json);
+        assert!(
+            answer.json["error"].as_str().is_some_and(|e| !e.is_empty()),
+            "{path} {request}"
+        );
+    }
+    assert_eq!(
+        bench.counts(Role::Stable).requests,
+        0,
+        "bad input is not the version's"
+    );
+}
+
+#[tokio::test]
+async fn a_declared_gigabyte_is_refused_before_it_is_read() {
+    let bench = Bench::start(Serving::default()).await;
+    bench.route(1, Some(bench.load("1.0.0")), None);
+    let address = bench.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head =
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 512];
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut answer));
+    let length = read.await.expect("an answer without a body").unwrap();
+    let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+    assert!(text.starts_with("HTTP/1.1 413"), "{text}");
+    assert!(text.contains("\"error\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_body_that_grows_over_the_bound_is_refused_while_it_arrives() {
+    let bench = Bench::start(Serving::default()).await;
+    bench.route(1, Some(bench.load("1.0.0")), None);
+    let address = bench.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head =
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mib = vec![b' '; 1 << 20];
+    for _ in 0..64 {
+        stream.write_all(b"100000\r\n").await.unwrap();
+        stream.write_all(&mib).await.unwrap();
+        stream.write_all(b"\r\n").await.unwrap();
+    }
+    stream.write_all(b"1\r\n \r\n").await.unwrap();
+    let mut answer = vec![0; 512];
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut answer));
+    let length = read
+        .await
+        .expect("an answer before the body's end")
+        .unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 413"));
+    let all = bench.app.bodies.available_permits();
+    assert_eq!(
+        all,
+        Serving::default().bodies_mib_max << 10,
+        "the room is given back"
+    );
+}
+
+#[tokio::test]
+async fn bodies_without_room_are_told_to_come_again() {
+    let bench = Bench::start(Serving::default()).await;
+    bench.route(1, Some(bench.load("1.0.0")), None);
+    let all = bench.app.bodies.available_permits();
+    let taken = bench
+        .app
+        .bodies
+        .acquire_many(u32::try_from(all).unwrap())
+        .await
+        .unwrap();
+    let answer = bench.infer("k", &rows()[0]).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "1"));
+    drop(taken);
+    assert_eq!(bench.infer("k", &rows()[0]).await.status, 200);
+}
+
+#[tokio::test]
+async fn stable_without_room_is_503_with_retry_after() {
+    let settings = Serving {
+        stable_threads: 1,
+        stable_queue: 1,
+        ..Serving::default()
+    };
+    let bench = Arc::new(Bench::start(settings).await);
+    let hanging = Arc::new(Hanging::default());
+    let stable = bench.install(
+        "9.0.0",
+        b"hanging",
+        Arc::clone(&hanging) as Arc<dyn LoadedModel>,
+    );
+    bench.route(1, Some(stable), None);
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let bench = Arc::clone(&bench);
+            tokio::spawn(async move { bench.infer("k", &rows()[0]).await.status })
+        })
+        .collect();
+    let answer = loop {
+        let answer = bench.infer("k", &rows()[0]).await;
+        if answer.status == 503 {
+            break answer;
+        }
+    };
+    assert_eq!(answer.header("retry-after"), "1");
+    *hanging.released.lock().unwrap() = true;
+    hanging.changed.notify_all();
+    for task in waiting {
+        assert!(matches!(task.await.unwrap(), 500 | 503));
+    }
+}
+
+#[tokio::test]
+async fn health_metadata_index_and_status_speak_the_protocol() {
+    let bench = Bench::start(Serving::default()).await;
+    assert_eq!(bench.get("/v2/health/live").await.status, 200);
+    assert_eq!(bench.get("/v2/health/ready").await.status, 503);
+    assert_eq!(bench.infer("k", &rows()[0]).await.status, 404);
+    bench.route(1, None, None);
+    assert_eq!(bench.infer("k", &rows()[0]).await.status, 503);
+    assert_eq!(bench.get("/v2/models/digits/ready").await.status, 503);
+    let (stable, candidate) = (bench.load("1.0.0"), bench.load("2.0.0"));
+    bench.route(2, Some(stable), Some((candidate, Canary(percent(10.0)))));
+    assert_eq!(bench.get("/v2/health/ready").await.status, 200);
+    assert_eq!(bench.get("/v2/models/digits/ready").await.status, 200);
+    assert_eq!(
+        bench
+            .get("/v2/models/digits/versions/2.0.0/ready")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(bench.get("/v2").await.json["name"], "rollcall-agent");
+    let metadata = bench.get("/v2/models/digits").await.json;
+    assert_eq!(metadata["versions"], json!(["1.0.0", "2.0.0"]));
+    assert_eq!(
+        metadata["inputs"],
+        json!([{"name": "input", "datatype": "FP32", "shape": [-1, 64]}])
+    );
+    let index = bench.post("/v2/repository/index", "", "").await.json;
+    let row = json!({"name": "digits", "version": "1.0.0", "state": "READY", "reason": ""});
+    assert_eq!(index[0], row);
+    let status = bench.get("/rollcall/v1/status").await.json;
+    assert_eq!(status["node"], "node-1");
+    assert_eq!(status["connected"], false);
+    assert_eq!(status["models"], json!([]));
+    assert_eq!(status["cache"], json!({"bytes": 0, "versions": []}));
+}
+
+#[tokio::test]
+async fn metrics_are_open_metrics_text_with_what_happened() {
+    let bench = Bench::start(Serving::default()).await;
+    let (stable, candidate) = (bench.load("1.0.0"), bench.load("2.0.0"));
+    bench.route(1, Some(stable), Some((candidate, Canary(Share::ALL))));
+    bench.infer("k", &rows()[0]).await;
+    let response = bench
+        .client
+        .get(format!("{}/metrics", bench.url))
+        .send()
+        .await
+        .unwrap();
+    let text = response.text().await.unwrap();
+    for line in [
+        "rollcall_agent_requests_total{model=\"digits\",version=\"2.0.0\",role=\"candidate\"} 1",
+        "rollcall_agent_latency_seconds_count{model=\"digits\",version=\"2.0.0\",role=\"candidate\"} 1",
+        "rollcall_agent_breaker_open{model=\"digits\",version=\"2.0.0\"} 0",
+        "rollcall_agent_connected 0",
+        "# EOF",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}

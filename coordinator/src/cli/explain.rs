@@ -1,0 +1,261 @@
+//! `rollcall rollout explain`: why a rollout is where it is. Each verdict is recomputed
+//! from the numbers in its findings and the limits in its plan, so that a reader need
+//! not take the coordinator's word for it.
+
+use rollcall_coordinator_core::input::Actor;
+use rollcall_coordinator_core::judge::LATENCY_NOISE_MS;
+use rollcall_coordinator_core::record::Cause;
+use rollcall_coordinator_core::view::{RolloutView, Step};
+use rollcall_shared::plan::Policy;
+use rollcall_shared::verdict::{Finding, Metric, Outcome, Verdict};
+use serde_json::json;
+
+use super::CliError;
+use super::output::{Output, or_dash, table};
+use super::rollout::{step_text, waiting_text};
+
+pub(super) fn run(rollout: &RolloutView, output: &Output) -> Result<(), CliError> {
+    let policy = &rollout.plan.policy;
+    let differs: Vec<u64> = rollout
+        .history
+        .iter()
+        .filter(|entry| verdict_of(&entry.step).is_some_and(|verdict| !recomputes(policy, verdict)))
+        .map(|entry| entry.seq)
+        .collect();
+    let json = json!({
+        "rollout": rollout.id,
+        "state": rollout.state,
+        "history": rollout.history,
+        "verdict": rollout.verdict,
+        "waiting_on": rollout.waiting_on,
+        "recomputed": differs.is_empty(),
+    });
+    output.show(&json, |_| text(rollout))?;
+    if differs.is_empty() {
+        Ok(())
+    } else {
+        Err(CliError::Failed(format!(
+            "the verdicts of records {differs:?} do not follow from their numbers: `rollcall audit verify`"
+        )))
+    }
+}
+
+/// Whether a verdict follows from its own numbers and the policy.
+fn recomputes(policy: &Policy, verdict: &Verdict) -> bool {
+    verdict
+        .findings
+        .iter()
+        .all(|finding| outcome(policy, finding) == finding.outcome)
+        && Verdict::of(verdict.findings.clone()) == *verdict
+}
+
+/// What the rules of the judge say of a finding's numbers.
+fn outcome(policy: &Policy, finding: &Finding) -> Outcome {
+    let Some(value) = finding.candidate else {
+        return Outcome::Insufficient;
+    };
+    let limit = match finding.metric {
+        Metric::LoadFailures => {
+            let failed = value >= finding.threshold;
+            return if failed { Outcome::Fail } else { Outcome::Pass };
+        }
+        Metric::ErrorRate => policy.error_rate_max,
+        Metric::LatencyP50 => policy.latency_p50_max_ms,
+        Metric::LatencyP95 => policy.latency_p95_max_ms,
+        Metric::LatencyP99 => policy.latency_p99_max_ms,
+        Metric::Agreement => policy.agreement_min,
+    };
+    // A rule that compares has stable's value and a threshold of its own.
+    let absolute = finding.stable.is_none() && limit == Some(finding.threshold);
+    let enough = |samples: u64| samples >= policy.min_requests;
+    if !enough(finding.candidate_samples) || !(absolute || enough(finding.stable_samples)) {
+        return Outcome::Insufficient;
+    }
+    let over = value > finding.threshold;
+    let broken = match finding.metric {
+        Metric::Agreement => value < finding.threshold,
+        Metric::LatencyP95 if !absolute => {
+            over && value - finding.stable.unwrap_or_default() >= LATENCY_NOISE_MS
+        }
+        Metric::ErrorRate if !absolute => {
+            over && value > policy.error_rate_max.map_or(0.0, |max| max / 10.0)
+        }
+        Metric::ErrorRate
+        | Metric::LatencyP50
+        | Metric::LatencyP95
+        | Metric::LatencyP99
+        | Metric::LoadFailures => over,
+    };
+    if broken { Outcome::Fail } else { Outcome::Pass }
+}
+
+const fn verdict_of(step: &Step) -> Option<&Verdict> {
+    match step {
+        Step::StageEntered { verdict, .. } => verdict.as_ref(),
+        Step::Withdrawn {
+            cause: Cause::Judge { verdict, .. },
+            ..
+        }
+        | Step::Promoted { verdict }
+        | Step::Finished { verdict } => Some(verdict),
+        Step::Withdrawn { .. }
+        | Step::Started
+        | Step::Paused
+        | Step::Resumed
+        | Step::Approved { .. }
+        | Step::Settled => None,
+    }
+}
+
+fn text(rollout: &RolloutView) -> String {
+    let mut text = String::new();
+    for entry in &rollout.history {
+        let by = actor(&entry.actor);
+        text += &format!(
+            "{}  record {}  {} {}\n",
+            entry.at,
+            entry.seq,
+            by,
+            step_text(&entry.step)
+        );
+        if let Some(verdict) = verdict_of(&entry.step) {
+            let again = if recomputes(&rollout.plan.policy, verdict) {
+                "recomputed: the same"
+            } else {
+                "RECOMPUTED: DIFFERS"
+            };
+            text += &format!(
+                "{}verdict {:?} ({again})\n\n",
+                findings(verdict),
+                verdict.outcome
+            );
+        }
+    }
+    if let Some(verdict) = rollout.verdict.as_ref().filter(|_| rollout.state.is_live()) {
+        text += &format!(
+            "\nNow: verdict {:?}\n{}",
+            verdict.outcome,
+            findings(verdict)
+        );
+    }
+    for waiting in &rollout.waiting_on {
+        text += &format!("waiting on {}\n", waiting_text(waiting));
+    }
+    text
+}
+
+/// The findings of a verdict, a row each.
+pub(super) fn findings(verdict: &Verdict) -> String {
+    let number = |value: Option<f64>| or_dash(value.map(|value| format!("{value:.4}")));
+    table(
+        [
+            "rule",
+            "candidate",
+            "stable",
+            "threshold",
+            "requests",
+            "outcome",
+        ],
+        verdict.findings.iter().map(|finding| {
+            [
+                finding.rule.clone(),
+                number(finding.candidate),
+                number(finding.stable),
+                format!("{:.4}", finding.threshold),
+                format!("{}/{}", finding.candidate_samples, finding.stable_samples),
+                format!("{:?}", finding.outcome),
+            ]
+        }),
+    )
+}
+
+/// Who did something, in a word.
+pub(super) fn actor(actor: &Actor) -> String {
+    match actor {
+        Actor::System => "coordinator".to_owned(),
+        Actor::Operator { name, .. } => name.clone(),
+        Actor::Agent { node } => node.to_string(),
+    }
+}
+
+/// Why something was withdrawn, in words.
+pub(super) fn cause(cause: &Cause) -> String {
+    match cause {
+        Cause::Operator { actor, reason } => format!("{actor}: {reason}"),
+        Cause::Judge { stage, verdict } => {
+            let rules: Vec<_> = verdict
+                .decisive()
+                .map(|finding| finding.rule.clone())
+                .collect();
+            format!("the judge, in stage {stage}: {}", rules.join("; "))
+        }
+        Cause::Rejected { actor, note } => {
+            format!(
+                "rejected by {actor}{}",
+                note.as_ref().map(|n| format!(": {n}")).unwrap_or_default()
+            )
+        }
+        Cause::Adopted { node } => format!("{node} knew that it was withdrawn"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_coordinator_core::judge::{Baseline, Evidence, Loads, judge};
+    use rollcall_shared::plan::Preset;
+    use rollcall_shared::report::Counts;
+
+    use super::*;
+
+    fn counts(requests: u64, errors: u64, micros: u64) -> Counts {
+        let mut counts = Counts {
+            requests,
+            errors,
+            compared: requests,
+            agreed: requests - errors,
+            ..Counts::default()
+        };
+        for _ in errors..requests {
+            counts.latency.record(micros);
+        }
+        counts
+    }
+
+    #[test]
+    fn every_verdict_of_the_judge_recomputes_and_a_changed_one_does_not() {
+        let mut policy = Preset::Balanced.policy();
+        policy.error_multiplier_max = Some(2.0);
+        policy.latency_p99_max_ms = Some(50.0);
+        let stable = counts(2_000, 10, 10_000);
+        for (requests, errors, micros) in [
+            (10, 0, 9_000),
+            (2_000, 0, 9_000),
+            (2_000, 15, 10_400),
+            (2_000, 19, 14_000),
+            (2_000, 400, 60_000),
+        ] {
+            let candidate = counts(requests, errors, micros);
+            let verdict = judge(
+                &policy,
+                &Evidence {
+                    candidate: Some(&candidate),
+                    shadow: true,
+                    baseline: Baseline::Concurrent(&stable),
+                    loads: Loads {
+                        nodes: 3,
+                        failed: 0,
+                    },
+                },
+            );
+            assert!(recomputes(&policy, &verdict), "{verdict:?}");
+            for i in 0..verdict.findings.len() {
+                let mut changed = verdict.clone();
+                changed.findings[i].outcome = match changed.findings[i].outcome {
+                    Outcome::Pass | Outcome::Insufficient => Outcome::Fail,
+                    Outcome::Fail => Outcome::Pass,
+                };
+                assert!(!recomputes(&policy, &Verdict::of(changed.findings)));
+            }
+        }
+    }
+}

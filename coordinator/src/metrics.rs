@@ -1,0 +1,170 @@
+//! What Prometheus reads at `/metrics`.
+//!
+//! Figures that the core or the journal know are read from them at each scrape;
+//! only what passes by and is gone is counted here.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use rollcall_coordinator_core::record::{Event, Record};
+use rollcall_coordinator_core::view::{FleetStatus, RolloutPhase, RolloutView};
+
+/// The coordinator's metrics; copies share them.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    connected: Gauge,
+    enrolled: Gauge,
+    unauthorised: Gauge,
+    rollouts: Family<StateLabel, Gauge>,
+    journal_seq: Gauge<u64, AtomicU64>,
+    withdrawals: Counter,
+    last_receipt: Histogram,
+    fenced: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+/// Seconds: 1 ms to a little over a minute, doubling.
+const PROPAGATION_BUCKETS: u16 = 17;
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let buckets = prometheus_client::metrics::histogram::exponential_buckets(
+            0.001,
+            2.0,
+            PROPAGATION_BUCKETS,
+        );
+        let mut registry = Registry::with_prefix("rollcall");
+        let connected = Gauge::default();
+        let enrolled = Gauge::default();
+        let unauthorised = Gauge::default();
+        let rollouts = Family::default();
+        let journal_seq = Gauge::default();
+        let withdrawals = Counter::default();
+        let last_receipt = Histogram::new(buckets);
+        let fenced = Counter::default();
+        registry.register(
+            "agents_connected",
+            "Agents connected now",
+            connected.clone(),
+        );
+        registry.register("agents_enrolled", "Nodes in the fleet", enrolled.clone());
+        registry.register(
+            "agents_unauthorised",
+            "Nodes that serve something that was not approved",
+            unauthorised.clone(),
+        );
+        registry.register("rollouts", "Rollouts by state", rollouts.clone());
+        registry.register(
+            "journal_seq",
+            "Number of the journal's last record",
+            journal_seq.clone(),
+        );
+        registry.register("withdrawals", "Candidates taken back", withdrawals.clone());
+        registry.register(
+            "rollback_last_receipt_seconds",
+            "From the decision to withdraw to the last receipt, one sample a settled rollback",
+            last_receipt.clone(),
+        );
+        registry.register(
+            "rollback_nodes_fenced",
+            "Nodes that a lease fenced before they answered a rollback",
+            fenced.clone(),
+        );
+        Self(Arc::new(Inner {
+            registry,
+            connected,
+            enrolled,
+            unauthorised,
+            rollouts,
+            journal_seq,
+            withdrawals,
+            last_receipt,
+            fenced,
+        }))
+    }
+}
+
+impl Metrics {
+    /// Counts what passes into the journal.
+    pub fn observe_records(&self, records: &[Record]) {
+        for record in records {
+            match &record.event {
+                Event::Withdrawn { .. } => {
+                    self.0.withdrawals.inc();
+                }
+                Event::RollbackSettled { propagation, .. } => {
+                    if let Some(ms) = propagation.max_ms {
+                        self.0.last_receipt.observe(ms / 1_000.0);
+                    }
+                    self.0.fenced.inc_by(propagation.fenced.len() as u64);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn render(&self, status: &FleetStatus, rollouts: &[RolloutView]) -> String {
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.0.connected.set(gauge(status.nodes.connected));
+        self.0.enrolled.set(gauge(status.nodes.enrolled));
+        self.0.unauthorised.set(gauge(status.nodes.unauthorised));
+        self.0.journal_seq.set(status.seq);
+        for phase in PHASES {
+            let count = rollouts
+                .iter()
+                .filter(|rollout| rollout.state == phase)
+                .count();
+            let label = StateLabel {
+                state: phase_name(phase),
+            };
+            self.0
+                .rollouts
+                .get_or_create(&label)
+                .set(gauge(count as u64));
+        }
+        let mut text = String::new();
+        // Writing into a string does not fail.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+}
+
+const PHASES: [RolloutPhase; 7] = [
+    RolloutPhase::Staging,
+    RolloutPhase::Running,
+    RolloutPhase::Paused,
+    RolloutPhase::AwaitingApproval,
+    RolloutPhase::Withdrawn,
+    RolloutPhase::Promoted,
+    RolloutPhase::Finished,
+];
+
+/// A phase as JSON has it.
+#[must_use]
+pub const fn phase_name(phase: RolloutPhase) -> &'static str {
+    match phase {
+        RolloutPhase::Staging => "staging",
+        RolloutPhase::Running => "running",
+        RolloutPhase::Paused => "paused",
+        RolloutPhase::AwaitingApproval => "awaiting_approval",
+        RolloutPhase::Withdrawn => "withdrawn",
+        RolloutPhase::Promoted => "promoted",
+        RolloutPhase::Finished => "finished",
+    }
+}

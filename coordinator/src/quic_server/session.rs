@@ -1,0 +1,264 @@
+//! One agent's connection, from `Hello` to its end.
+//!
+//! The first bidirectional stream is the control stream. Messages of a connection
+//! reach the core between its `AgentConnected` and its `AgentDisconnected`, in the
+//! order in which they were read. Reading is what slows a fast agent down: the core's
+//! queue is bounded, and each agent's messages are paced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Connection;
+use rollcall_coordinator_core::input::Input;
+use rollcall_shared::ids::{ConnectionId, NodeId};
+use rollcall_shared::limits::SERIES_PER_REPORT_MAX;
+use rollcall_shared::wire::{FromAgent, FromAgentReport, Hello};
+use rollcall_transport::channel::{
+    ChannelError, FrameReader, FrameWriter, priority, read_datagram,
+};
+use rollcall_transport::close::{CloseCode, Closed, close};
+use rollcall_transport::identity::peer_certificate;
+use tokio::task::JoinSet;
+
+use super::outbox::{Outbox, write_out};
+use super::rate::MessageRate;
+use super::{Context, artifact, public_key};
+use crate::driver::Gone;
+
+/// From the handshake to a whole `Hello`.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From a report stream's beginning to its end.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{0}")]
+    NotWanted(String),
+    #[error("no Hello within {HELLO_TIMEOUT:?}")]
+    NoHello,
+    #[error("it broke the protocol: {0}")]
+    Protocol(String),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error(transparent)]
+    Gone(#[from] Gone),
+}
+
+impl From<Closed> for SessionError {
+    fn from(closed: Closed) -> Self {
+        Self::Channel(closed.into())
+    }
+}
+
+/// Serves an agent until its connection is over.
+pub async fn serve(connection: Connection, node: NodeId, context: &Arc<Context>) {
+    let id = context.next_connection();
+    let error = match greet(&connection, &node, context).await {
+        Ok((hello, reader, writer)) => {
+            let session = Session {
+                id,
+                node: node.clone(),
+                connection: connection.clone(),
+                context,
+            };
+            session.run(hello, reader, writer).await
+        }
+        Err(error) => error,
+    };
+    let code = match &error {
+        SessionError::NotWanted(_) => CloseCode::Refused,
+        SessionError::NoHello | SessionError::Protocol(_) => CloseCode::ProtocolError,
+        SessionError::Channel(ChannelError::Closed(_)) => CloseCode::Normal,
+        SessionError::Channel(_) => CloseCode::ProtocolError,
+        SessionError::Gone(_) => CloseCode::Shutdown,
+    };
+    tracing::info!(%node, connection = id.0, %error, "agent gone");
+    close(&connection, code, &error.to_string());
+}
+
+/// Checks who it is and reads its `Hello`.
+async fn greet(
+    connection: &Connection,
+    node: &NodeId,
+    context: &Context,
+) -> Result<(Hello, FrameReader, FrameWriter), SessionError> {
+    let key = peer_certificate(connection)
+        .and_then(|der| public_key::of_certificate(&der))
+        .ok_or_else(|| SessionError::NotWanted("its certificate cannot be read".to_owned()))?;
+    let name = node.clone();
+    context
+        .core
+        .ask(move |core, _| core.node_may_connect(&name, key))
+        .await?
+        .map_err(SessionError::NotWanted)?;
+    let hello = async {
+        let (send, receive) = connection.accept_bi().await.map_err(Closed::from)?;
+        let mut reader = FrameReader::new(receive);
+        match reader.next().await? {
+            Some(FromAgent::Hello(hello)) => {
+                Ok((hello, reader, FrameWriter::new(send, priority::CONTROL)))
+            }
+            Some(_) | None => Err(SessionError::Protocol("Hello must come first".to_owned())),
+        }
+    };
+    tokio::time::timeout(HELLO_TIMEOUT, hello)
+        .await
+        .map_err(|_| SessionError::NoHello)?
+}
+
+struct Session<'a> {
+    id: ConnectionId,
+    node: NodeId,
+    connection: Connection,
+    context: &'a Arc<Context>,
+}
+
+impl Session<'_> {
+    async fn run(self, hello: Hello, reader: FrameReader, writer: FrameWriter) -> SessionError {
+        let (outbox, queue) = Outbox::new(self.node.clone(), self.connection.clone());
+        // Registered first: the core's answer to `Hello` must find its way.
+        self.context.agents.register(self.id, Arc::clone(&outbox));
+        tracing::info!(node = %self.node, connection = self.id.0, software = hello.software, "agent connected");
+        let error = self
+            .exchange(hello, reader, write_out(outbox, queue, writer))
+            .await;
+        self.context.agents.unregister(self.id);
+        let gone = Input::AgentDisconnected {
+            connection: self.id,
+            node: self.node,
+        };
+        // The driver may have ended first; then nobody needs to know.
+        let _ = self.context.core.input(gone).await;
+        error
+    }
+
+    async fn exchange(
+        &self,
+        hello: Hello,
+        reader: FrameReader,
+        writing: impl Future<Output = Result<(), ChannelError>>,
+    ) -> SessionError {
+        let (connection, node) = (self.id, self.node.clone());
+        let connected = Input::AgentConnected {
+            connection,
+            node,
+            hello,
+        };
+        if let Err(gone) = self.context.core.input(connected).await {
+            return gone.into();
+        }
+        let ended = tokio::select! {
+            ended = writing => ended.map_err(SessionError::from),
+            ended = self.read_control(reader) => ended,
+            ended = self.read_datagrams() => ended,
+            ended = self.read_reports() => ended,
+            ended = self.serve_artifacts() => ended,
+        };
+        match ended {
+            Ok(()) => SessionError::Channel(Closed::ByUs.into()),
+            Err(error) => error,
+        }
+    }
+
+    async fn read_control(&self, mut reader: FrameReader) -> Result<(), SessionError> {
+        let mut rate = MessageRate::new();
+        loop {
+            let message = match reader.next::<FromAgent>().await? {
+                Some(FromAgent::Hello(_)) => {
+                    return Err(SessionError::Protocol("a second Hello".to_owned()));
+                }
+                Some(message) => message,
+                None => {
+                    return Err(SessionError::Protocol(
+                        "the control stream ended".to_owned(),
+                    ));
+                }
+            };
+            let wait = rate.spend(self.context.core.clock().now());
+            self.pass_on(message).await?;
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+
+    async fn read_datagrams(&self) -> Result<(), SessionError> {
+        let mut rate = MessageRate::new();
+        loop {
+            let message = match read_datagram::<FromAgent>(&self.connection).await {
+                Ok(message) => message,
+                Err(ChannelError::Codec(error)) => {
+                    return Err(SessionError::Protocol(error.to_string()));
+                }
+                Err(error) => return Err(error.into()),
+            };
+            // What comes too fast is lost, as any datagram may be.
+            let in_time = rate.spend(self.context.core.clock().now()).is_zero();
+            if in_time && !matches!(message, FromAgent::Hello(_)) {
+                self.pass_on(message).await?;
+            }
+        }
+    }
+
+    async fn pass_on(&self, message: FromAgent) -> Result<(), Gone> {
+        let (connection, node) = (self.id, self.node.clone());
+        self.context
+            .core
+            .input(Input::FromAgent {
+                connection,
+                node,
+                message,
+            })
+            .await
+    }
+
+    /// Reports come one a stream; an agent may have a few open, but they are read in turn.
+    async fn read_reports(&self) -> Result<(), SessionError> {
+        loop {
+            let stream = self.connection.accept_uni().await.map_err(Closed::from)?;
+            let mut reader = FrameReader::new(stream);
+            let read = tokio::time::timeout(REPORT_TIMEOUT, reader.next::<FromAgentReport>());
+            let report = match read.await {
+                Ok(Ok(Some(FromAgentReport::Report(report)))) => report,
+                Ok(Ok(None)) | Err(_) => continue,
+                Ok(Err(ChannelError::Io(_))) => continue,
+                Ok(Err(error)) => return Err(error.into()),
+            };
+            if report.series.len() > SERIES_PER_REPORT_MAX {
+                return Err(SessionError::Protocol(format!(
+                    "a report of more than {SERIES_PER_REPORT_MAX} series"
+                )));
+            }
+            let (connection, node) = (self.id, self.node.clone());
+            self.context
+                .core
+                .input(Input::Reported {
+                    connection,
+                    node,
+                    report,
+                })
+                .await?;
+        }
+    }
+
+    /// QUIC bounds how many of these streams an agent may have open.
+    async fn serve_artifacts(&self) -> Result<(), SessionError> {
+        let mut running = JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = self.connection.accept_bi() => {
+                    let (send, receive) = stream.map_err(Closed::from)?;
+                    let (context, node) = (Arc::clone(self.context), self.node.clone());
+                    running.spawn(async move {
+                        if let Err(error) = artifact::serve(send, receive, &context).await {
+                            tracing::debug!(%node, %error, "a file was not sent to its end");
+                        }
+                    });
+                }
+                Some(_) = running.join_next() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! `rollcall-sim`: deterministic exploration of a simulated fleet, and measurements of a real one.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use rollcall_simulations::explore::{Summary, describe, explore};
+use rollcall_simulations::faults::{Knob, Sabotage, Setup};
+use rollcall_simulations::{fleet, multicall, world};
+
+/// Simulates a whole fleet.
+#[derive(Parser)]
+#[command(name = "rollcall-sim", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run many seeds and look for broken promises
+    Explore {
+        /// How many seeds
+        #[arg(long, default_value_t = 1_000)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        #[command(flatten)]
+        run: RunArguments,
+        /// How to print; the default is a table
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+    /// Run one seed again, and show how it went
+    Replay {
+        /// The seed
+        seed: u64,
+        /// Write the whole trace here
+        #[arg(long)]
+        trace: Option<PathBuf>,
+        #[command(flatten)]
+        run: RunArguments,
+    },
+    /// Measure how fast a rollback spreads, over real QUIC on loopback
+    Fleet {
+        /// How many agents
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=18_000))]
+        agents: u32,
+        /// How many rollbacks
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        rounds: u32,
+        /// Packets lost each way, in percent
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=90))]
+        loss: u8,
+        /// Cut the network for so many milliseconds when the rollback is decided
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=30_000))]
+        outage: u64,
+        /// How to print; the default is a table
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunArguments {
+    /// How many agents
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    agents: u16,
+    /// How long faults rage, in simulated hours
+    #[arg(long, default_value_t = 0.1)]
+    hours: f64,
+    /// Take a guard away, to see whether it is noticed
+    #[arg(long)]
+    sabotage: Option<Sabotage>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+impl RunArguments {
+    fn setup(&self, trace: bool) -> anyhow::Result<Setup> {
+        let faults_for = Duration::try_from_secs_f64(self.hours * 3_600.0)
+            .context("--hours must be a positive number, e.g. .1")?;
+        Ok(Setup { agents: usize::from(self.agents), faults_for, sabotage: self.sabotage, trace })
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    if let Some(exit) = multicall::dispatch() {
+        return Ok(exit);
+    }
+    match Arguments::parse().command {
+        Command::Explore { seeds, from, run, output } => explore_seeds(seeds, from, &run, output),
+        Command::Replay { seed, trace, run } => replay(seed, trace, &run),
+        Command::Fleet { agents, rounds, loss, outage, output } => {
+            let (loss_percent, outage) = (f64::from(loss), Duration::from_millis(outage));
+            measure_fleet(&fleet::Options { agents, rounds, loss_percent, outage }, output)
+        }
+    }
+}
+
+fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<ExitCode> {
+    let bar = if std::io::stderr().is_terminal() {
+        indicatif::ProgressBar::new(0)
+    } else {
+        indicatif::ProgressBar::hidden()
+    };
+    let runtime = tokio::runtime::Runtime::new()?;
+    let figures = runtime.block_on(fleet::run(options, multicall::Programs::here()?, &bar))?;
+    bar.finish_and_clear();
+    match output {
+        Output::Json => println!("{}", serde_json::to_string(&figures)?),
+        Output::Table => print!("{figures}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long the exploration itself took; no run sees it")]
+fn explore_seeds(seeds: u64, from: u64, run: &RunArguments, output: Output) -> anyhow::Result<ExitCode> {
+    let setup = run.setup(false)?;
+    let began = std::time::Instant::now();
+    let bar = if std::io::stderr().is_terminal() {
+        indicatif::ProgressBar::new(seeds)
+    } else {
+        indicatif::ProgressBar::hidden()
+    };
+    let explored = explore(from, seeds, &setup, usize::MAX, |_| bar.inc(1));
+    bar.finish_and_clear();
+    let wall_s = began.elapsed().as_secs_f64();
+    let simulated_s = explored.simulated.as_secs_f64();
+    let (violations, events) = (&explored.broken[..], explored.events);
+    match output {
+        Output::Json => {
+            let summary = Summary { seeds: explored.seeds, from, violations, events, simulated_s, wall_s };
+            println!("{}", serde_json::to_string(&summary)?);
+        }
+        Output::Table => {
+            for outcome in violations {
+                println!("{}", describe(outcome, &setup));
+            }
+            for (knob, count) in explored.fired.counts() {
+                println!("{count:>12} {knob:?}");
+            }
+            let broken = violations.len();
+            println!("{} seeds from {from}: {broken} broken, {events} events, {simulated_s:.0} s simulated in {wall_s:.1} s", explored.seeds);
+        }
+    }
+    Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Lines of the trace that are shown.
+const TAIL: usize = 60;
+
+fn replay(seed: u64, trace: Option<PathBuf>, run: &RunArguments) -> anyhow::Result<ExitCode> {
+    let setup = run.setup(true)?;
+    let outcome = world::run(seed, &setup);
+    if let Some(path) = trace {
+        std::fs::write(&path, outcome.trace.join("\n") + "\n")
+            .with_context(|| format!("the trace cannot be written to {}", path.display()))?;
+        println!("{} lines written to {}", outcome.trace.len(), path.display());
+    } else {
+        let skipped = outcome.trace.len().saturating_sub(TAIL);
+        outcome.trace[skipped..].iter().for_each(|line| println!("{line}"));
+    }
+    println!("{}", describe(&outcome, &setup));
+    println!("{} events in {:.1} s simulated, trace {}", outcome.events, outcome.simulated.as_secs_f64(), outcome.trace_hash.short());
+    let quiet: Vec<_> = outcome.fired.counts().filter(|(_, count)| *count == 0).map(|(knob, _)| knob).collect::<Vec<Knob>>();
+    println!("never fired: {quiet:?}");
+    Ok(if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

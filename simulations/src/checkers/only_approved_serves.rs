@@ -1,0 +1,155 @@
+//! Promise 5: only what the coordinator's journal approved serves, in the role and on
+//! the nodes that it approved, and only after it was prepared there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rollcall_agent_core::route::Route;
+use rollcall_coordinator_core::record::{Event, Record};
+use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::ids::{NodeId, RolloutId};
+use rollcall_shared::limits::lease_bound;
+use rollcall_shared::plan::{Plan, StageMode};
+use rollcall_shared::report::Role;
+use rollcall_shared::time::Timestamp;
+
+use super::{Use, Verdicts};
+
+/// What a rollout was ever allowed.
+#[derive(Debug, Default)]
+struct Allowed {
+    shadow: bool,
+    everywhere: bool,
+    cohort: BTreeSet<NodeId>,
+}
+
+/// What was ever approved, by any journal of this run, and what the present one says.
+#[derive(Debug, Default)]
+pub struct OnlyApprovedServes {
+    registered: BTreeSet<VersionRef>,
+    promoted: BTreeSet<VersionRef>,
+    allowed: BTreeMap<(RolloutId, VersionRef), Allowed>,
+    leases: BTreeMap<VersionRef, Duration>,
+    /// Of the present journal.
+    rollouts: BTreeMap<RolloutId, (VersionRef, Plan)>,
+    quarantined: BTreeMap<String, Timestamp>,
+}
+
+impl OnlyApprovedServes {
+    /// Whether the version was ever made stable.
+    #[must_use]
+    pub fn was_promoted(&self, version: VersionRef) -> bool {
+        self.promoted.contains(&version)
+    }
+
+    /// The longest lease that any plan gave this candidate.
+    #[must_use]
+    pub fn lease_of(&self, version: VersionRef) -> Duration {
+        self.leases.get(&version).copied().unwrap_or_default()
+    }
+
+    pub(super) fn durable(&mut self, record: &Record, now: Timestamp) {
+        match &record.event {
+            Event::VersionRegistered { version, .. } => {
+                self.registered.insert(*version);
+            }
+            Event::RolloutStarted {
+                rollout,
+                candidate,
+                plan,
+                ..
+            } => {
+                self.rollouts.insert(*rollout, (*candidate, plan.clone()));
+                let lease = self.leases.entry(*candidate).or_default();
+                *lease = plan.lease.max(*lease);
+            }
+            Event::StageEntered {
+                rollout,
+                stage,
+                cohort,
+                ..
+            } => {
+                let Some((candidate, plan)) = self.rollouts.get(rollout) else {
+                    return;
+                };
+                let allowed = self.allowed.entry((*rollout, *candidate)).or_default();
+                allowed.shadow = true;
+                match plan.stages.get(*stage).map(|stage| &stage.mode) {
+                    Some(StageMode::CanaryByRequest { .. } | StageMode::Full) => {
+                        allowed.everywhere = true
+                    }
+                    Some(StageMode::CanaryByNode { .. }) => {
+                        allowed.cohort.extend(cohort.iter().flatten().cloned())
+                    }
+                    Some(StageMode::Shadow { .. }) | None => {}
+                }
+            }
+            Event::Promoted { rollout, .. } => {
+                self.promoted
+                    .extend(self.rollouts.get(rollout).map(|(candidate, _)| *candidate));
+            }
+            Event::NodeQuarantined { node } => {
+                self.quarantined.insert(node.to_string(), now);
+            }
+            Event::NodeReleased { node } => {
+                self.quarantined.remove(node.as_str());
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn backup_restored(&mut self) {
+        self.rollouts.clear();
+        self.quarantined.clear();
+    }
+
+    pub(super) fn used(
+        &self,
+        node: usize,
+        route: &Route,
+        used: Use,
+        loaded: &BTreeSet<VersionRef>,
+        verdicts: &mut Verdicts,
+    ) {
+        let version = used.version;
+        let mut broken = |why: &str| {
+            let what = format!(
+                "{}@{} serves as {:?}: {why}",
+                route.model, version.version, used.role
+            );
+            verdicts.broken(5, Some(node), what);
+        };
+        if !loaded.contains(&version) {
+            broken("it is not prepared on this node");
+        }
+        if !self.registered.contains(&version) {
+            broken("it was never registered");
+        }
+        if used.role == Role::Stable {
+            if !self.promoted.contains(&version) {
+                broken("it was never promoted");
+            }
+            return;
+        }
+        let name = format!("node-{node}");
+        let allowed = used
+            .rollout
+            .and_then(|rollout| self.allowed.get(&(rollout, version)));
+        let in_cohort = |allowed: &Allowed| allowed.cohort.iter().any(|n| n.as_str() == name);
+        match (allowed, used.role) {
+            (None, _) => broken("no stage of its rollout was ever entered"),
+            (Some(allowed), Role::Candidate) if !allowed.everywhere && !in_cohort(allowed) => {
+                broken("no stage let it answer on this node");
+            }
+            (Some(_), _) => {}
+        }
+        let since = self.quarantined.get(&name);
+        if since.is_some_and(|since| verdicts.now > *since + lease_bound(self.lease_of(version))) {
+            let what = format!(
+                "{}@{} is on trial on a quarantined node",
+                route.model, version.version
+            );
+            verdicts.broken(5, Some(node), what);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Promise 1: a node that answered with a stable version goes on answering, unless it
+//! knows that version to be withdrawn and has nothing else.
+//!
+//! Within one process: a new process answers again when its versions are loaded,
+//! which phase 2 demands.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rollcall_agent_core::route::{Pick, Route};
+use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::ids::ModelName;
+
+use super::Verdicts;
+
+/// What answered last by right.
+#[derive(Debug)]
+pub struct StableAnswers {
+    last: Vec<BTreeMap<ModelName, VersionRef>>,
+}
+
+impl StableAnswers {
+    /// Nobody answered yet.
+    #[must_use]
+    pub fn new(nodes: usize) -> Self {
+        Self {
+            last: vec![BTreeMap::new(); nodes],
+        }
+    }
+
+    pub(super) fn process_started(&mut self, node: usize) {
+        self.last[node].clear();
+    }
+
+    pub(super) fn picked(
+        &mut self,
+        node: usize,
+        route: &Route,
+        pick: Pick,
+        withdrawn: &BTreeSet<VersionRef>,
+        verdicts: &mut Verdicts,
+    ) {
+        let last = self.last[node].get(&route.model);
+        match pick {
+            Pick::Nobody => {
+                if let Some(last) = last.filter(|last| !withdrawn.contains(last)) {
+                    let what = format!(
+                        "{} answers nobody (generation {}), though {} answered before and is not withdrawn",
+                        route.model, route.generation, last.version
+                    );
+                    verdicts.broken(1, Some(node), what);
+                }
+            }
+            Pick::Stable(stable)
+            | Pick::StableAndShadow { stable, .. }
+            | Pick::Candidate {
+                fallback: Some(stable),
+                ..
+            } => {
+                if last != Some(&stable) {
+                    self.last[node].insert(route.model.clone(), stable);
+                }
+            }
+            Pick::Candidate { fallback: None, .. } => {
+                if let Some(last) = last.filter(|last| !withdrawn.contains(last)) {
+                    let what = format!(
+                        "the candidate of {} has no fallback, though {} answered before",
+                        route.model, last.version
+                    );
+                    verdicts.broken(1, Some(node), what);
+                }
+            }
+        }
+    }
+}

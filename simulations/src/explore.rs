@@ -1,0 +1,123 @@
+//! Many seeds, on all cores; each run is single-threaded and knows nothing of the others.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::checkers::LIVENESS;
+use crate::faults::{Fired, Setup};
+use crate::world::{self, Outcome, START};
+
+/// What came of many runs.
+#[derive(Debug, Default)]
+pub struct Explored {
+    /// How many seeds were run.
+    pub seeds: u64,
+    /// Runs in which something was broken, in order of seed.
+    pub broken: Vec<Outcome>,
+    /// Events of all runs.
+    pub events: u64,
+    /// Simulated time of all runs.
+    pub simulated: Duration,
+    /// How often each knob fired in all runs.
+    pub fired: Fired,
+}
+
+/// The JSON that CLI.md promises.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the names are the contract")]
+pub struct Summary<'a> {
+    pub seeds: u64,
+    pub from: u64,
+    pub violations: &'a [Outcome],
+    pub events: u64,
+    pub simulated_s: f64,
+    pub wall_s: f64,
+}
+
+/// Runs `seeds` seeds from `from` on; `each` is told of every run that is over. Stops
+/// early once `enough` runs were broken.
+pub fn explore(
+    from: u64,
+    seeds: u64,
+    setup: &Setup,
+    enough: usize,
+    each: impl Fn(&Outcome) + Sync,
+) -> Explored {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let next = AtomicU64::new(0);
+    let explored = Mutex::new(Explored::default());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let nth = next.fetch_add(1, Ordering::Relaxed);
+                    if nth >= seeds {
+                        return;
+                    }
+                    let outcome = world::run(from.wrapping_add(nth), setup);
+                    each(&outcome);
+                    let Ok(mut explored) = explored.lock() else {
+                        return;
+                    };
+                    explored.add(outcome);
+                    if explored.broken.len() >= enough {
+                        next.store(seeds, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let mut explored = explored.into_inner().unwrap_or_default();
+    explored.broken.sort_by_key(|outcome| outcome.seed);
+    explored
+}
+
+impl Explored {
+    fn add(&mut self, outcome: Outcome) {
+        self.seeds += 1;
+        self.events += outcome.events;
+        self.simulated += outcome.simulated;
+        self.fired.merge(&outcome.fired);
+        if !outcome.violations.is_empty() {
+            self.broken.push(outcome);
+        }
+    }
+}
+
+/// Everything that somebody needs to look into a broken run.
+#[must_use]
+pub fn describe(outcome: &Outcome, setup: &Setup) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for violation in &outcome.violations {
+        let node = violation.node.as_deref().unwrap_or("coordinator");
+        let at = violation.at.since(START).as_secs_f64();
+        let promise = match violation.promise {
+            LIVENESS => "liveness".to_owned(),
+            number => format!("promise {number}"),
+        };
+        let _ = writeln!(
+            text,
+            "{promise} broken at {at:.6} s on {node}: {}",
+            violation.what
+        );
+    }
+    let _ = writeln!(text, "seed {}: {:?}", outcome.seed, outcome.options);
+    let hours = setup.faults_for.as_secs_f64() / 3_600.0;
+    let sabotage = setup.sabotage.and_then(|sabotage| {
+        let value = clap::ValueEnum::to_possible_value(&sabotage)?;
+        Some(format!(" --sabotage {}", value.get_name()))
+    });
+    let _ = writeln!(
+        text,
+        "replay: rollcall-sim replay {} --agents {} --hours {hours:.4}{} --trace /tmp/trace.txt",
+        outcome.seed,
+        setup.agents,
+        sabotage.unwrap_or_default()
+    );
+    text
+}

@@ -1,0 +1,255 @@
+//! Many agents in one process: the shipping core, driver and link, an engine that
+//! loads nothing, and a memory disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rand::RngExt;
+use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore};
+use rollcall_agent::link::{LinkConfig, link};
+use rollcall_agent_core::agent::{Agent, AgentIdentity};
+use rollcall_agent_core::effect::DurableState;
+use rollcall_agent_core::input::PrepareFailure;
+use rollcall_agent_core::route::Route;
+use rollcall_coordinator::journal::Journal;
+use rollcall_coordinator::journal::sqlite::SqliteJournal;
+use rollcall_coordinator::quic_server::public_key;
+use rollcall_coordinator_core::input::Actor;
+use rollcall_coordinator_core::record::{Event, Record};
+use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::ids::{ModelName, NodeId};
+use rollcall_shared::time::Timestamp;
+use rollcall_shared::version::Version;
+use rollcall_transport::ca::{CaCertificate, FleetCa};
+use rollcall_transport::clock::Clock;
+use rollcall_transport::endpoint::{agent_config, agent_endpoint};
+use rollcall_transport::identity::{Identity, new_agent_key};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// UDP sockets that the agents share.
+const ENDPOINTS: usize = 8;
+/// How long the fleet may take for one step.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// An agent's way into the fleet.
+pub(super) struct Credentials {
+    identity: Identity,
+    ca: CaCertificate,
+}
+
+/// Makes identities for `count` nodes with the fleet's CA and writes their enrolment
+/// into the journal of a coordinator that does not run: what a thousand `enroll`s
+/// would do, without the wait.
+pub(super) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>> {
+    let read = |name: &str| {
+        let path = coordinator.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let ca = FleetCa::from_pem(&read("ca.pem")?, &read("ca.key")?)?;
+    let now = Clock::start(Timestamp::ZERO).now();
+    let journal = SqliteJournal::open(coordinator)?;
+    let head = journal.head()?;
+    let (mut seq, mut previous) = (head.seq, head.hash);
+    let mut records = Vec::new();
+    let mut all = Vec::new();
+    for index in 0..count {
+        let node = NodeId::new(format!("node-{}", index + 1))?;
+        let key = new_agent_key()?;
+        let issued = ca.issue_agent_from_csr(&key.csr, &node, now)?;
+        seq += 1;
+        let record = Record {
+            seq,
+            at: now,
+            actor: Actor::System,
+            event: Event::NodeEnrolled {
+                node,
+                labels: BTreeMap::new(),
+                key: public_key::of_request(&key.csr).context("the request is unreadable")?,
+                token: "fleet".to_owned(),
+            },
+            previous,
+        };
+        previous = record.hash();
+        records.push(record);
+        let identity = Identity::from_pem(&issued.pem, &key.key_pem)?;
+        all.push(Credentials { identity, ca: ca.certificate().clone() });
+    }
+    journal.append(&records)?;
+    Ok(all)
+}
+
+/// What an agent's route shows from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The coordinator let it in.
+    Connected,
+    /// This version answers alone.
+    Stable(Version),
+    /// This version is on trial.
+    Candidate(Version),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct NodeState {
+    stable: Option<Version>,
+    candidate: Option<Version>,
+    swapped_at: Timestamp,
+}
+
+/// Where all routes land.
+struct Board {
+    nodes: Mutex<Vec<NodeState>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Board {
+    fn count(&self, seen: Seen) -> usize {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |node: &&NodeState| match seen {
+            Seen::Connected => true,
+            Seen::Stable(version) => node.stable == Some(version) && node.candidate.is_none(),
+            Seen::Candidate(version) => node.candidate == Some(version),
+        };
+        nodes.iter().filter(fits).count()
+    }
+}
+
+struct NodeRoutes {
+    index: usize,
+    board: Arc<Board>,
+    clock: Clock,
+}
+
+impl RouteTable for NodeRoutes {
+    fn swap(&self, route: Route) {
+        let state = NodeState {
+            stable: route.stable.map(|version| version.version),
+            candidate: route.candidate.as_ref().map(|candidate| candidate.version.version),
+            swapped_at: self.clock.now(),
+        };
+        let mut nodes = self.board.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = &mut nodes[self.index];
+        // A renewed lease is a swap too; only who answers counts here.
+        if (node.stable, node.candidate) != (state.stable, state.candidate) {
+            *node = state;
+            drop(nodes);
+            self.board.changed.send_modify(|changes| *changes += 1);
+        }
+    }
+}
+
+/// Loads nothing.
+struct NoEngine;
+
+impl Preparer for NoEngine {
+    type Prepared = ();
+
+    async fn prepare(&self, _: ModelName, _: VersionRef) -> Result<(), PrepareFailure> {
+        Ok(())
+    }
+
+    fn install(&self, _: &ModelName, _: VersionRef, (): ()) {}
+
+    fn unload(&self, _: &ModelName, _: VersionRef) {}
+
+    async fn pin(&self, _: &BTreeSet<(ModelName, VersionRef)>) {}
+}
+
+/// Forgets nothing, as long as the process lives; nothing in it ever starts again.
+struct MemoryDisk;
+
+impl StateStore for MemoryDisk {
+    type Error = Infallible;
+
+    fn save(&self, _: &DurableState) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+/// Running agents; dropping them ends them.
+pub(super) struct Agents {
+    board: Arc<Board>,
+    connected: Vec<rollcall_agent::link::LinkHandle>,
+    _stop: DropGuard,
+}
+
+impl Agents {
+    /// Starts one agent for each of `credentials`.
+    pub(super) async fn start(credentials: Vec<Credentials>, coordinator: SocketAddr) -> Result<Self> {
+        let endpoints = (0..ENDPOINTS)
+            .map(|_| agent_endpoint(SocketAddr::from(([127, 0, 0, 1], 0))))
+            .collect::<Result<Vec<_>, _>>()?;
+        let clock = Clock::start(Timestamp::ZERO);
+        let (changed, _) = watch::channel(0);
+        let nodes = Mutex::new(vec![NodeState::default(); credentials.len()]);
+        let board = Arc::new(Board { nodes, changed });
+        let stop = CancellationToken::new();
+        let mut connected = Vec::with_capacity(credentials.len());
+        for (index, Credentials { identity, ca }) in credentials.into_iter().enumerate() {
+            let config = LinkConfig {
+                endpoint: endpoints[index % ENDPOINTS].clone(),
+                client: agent_config(&identity, &ca)?,
+                coordinators: vec![coordinator.to_string()],
+                random: Box::new(|| rand::make_rng::<rand::rngs::StdRng>().random()),
+            };
+            let (link, handle, link_events) = link(config);
+            connected.push(handle.clone());
+            let identity = AgentIdentity { software: "rollcall-sim".to_owned(), ..AgentIdentity::default() };
+            let (agent, boot) = Agent::restore(identity, DurableState::default(), clock.now());
+            // The serving path has nothing to say: nobody sends requests here.
+            let (local, local_inputs) = mpsc::channel(1);
+            let ports = Ports {
+                clock,
+                link: handle,
+                link_events,
+                local_inputs,
+                state_store: Arc::new(MemoryDisk),
+                preparer: Arc::new(NoEngine),
+                routes: Arc::new(NodeRoutes { index, board: Arc::clone(&board), clock }),
+                on_swap: None,
+                on_change: None,
+            };
+            tokio::spawn(link.run(stop.clone()));
+            let stopped = stop.clone();
+            tokio::spawn(async move {
+                driver::run(agent, boot, ports, stopped).await;
+                drop(local);
+            });
+        }
+        Ok(Self { board, connected, _stop: stop.drop_guard() })
+    }
+
+    /// Waits until `count` agents show what is asked for.
+    pub(super) async fn until(&self, count: u32, seen: Seen) -> Result<()> {
+        let count = count as usize;
+        let mut changes = self.board.changed.subscribe();
+        let wait = async {
+            loop {
+                let now = match seen {
+                    Seen::Connected => self.connected.iter().filter(|link| link.cadence().is_some()).count(),
+                    Seen::Stable(_) | Seen::Candidate(_) => self.board.count(seen),
+                };
+                if now >= count {
+                    return;
+                }
+                // Connecting changes no route: look again now and then as well.
+                let _ = tokio::time::timeout(Duration::from_millis(10), changes.changed()).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .with_context(|| format!("not all of {count} agents came to {seen:?}"))
+    }
+
+    /// When each agent's route changed last.
+    pub(super) fn swapped_at(&self) -> Vec<Timestamp> {
+        let nodes = self.board.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.iter().map(|node| node.swapped_at).collect()
+    }
+}

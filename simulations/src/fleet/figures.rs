@@ -1,0 +1,171 @@
+//! What the rounds come to, as JSON and as lines for people.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Options;
+
+/// One rollback.
+pub(super) struct Round {
+    /// From the decision (or the heal) to the swap, one for each agent, in order.
+    swapped: Vec<Duration>,
+    /// Of the coordinator, from the command to the last receipt.
+    cpu: Duration,
+    receipts_p50_ms: f64,
+    receipts_p99_ms: f64,
+    receipts_max_ms: f64,
+}
+
+impl Round {
+    pub(super) fn new(
+        mut swapped: Vec<Duration>,
+        cpu: Duration,
+        rollback: &Value,
+        outage: Duration,
+    ) -> Result<Self> {
+        let expected = rollback["receipts"]["expected"].as_u64();
+        let received = rollback["receipts"]["received"].as_u64();
+        ensure!(expected == received, "not every agent sent its receipt: {}", rollback["receipts"]);
+        swapped.sort_unstable();
+        let receipts = |name: &str| {
+            let ms = rollback["propagation_ms"][name].as_f64();
+            ms.map(|ms| ms - millis(outage)).with_context(|| format!("no propagation_ms.{name}"))
+        };
+        Ok(Self {
+            swapped,
+            cpu,
+            receipts_p50_ms: receipts("p50")?,
+            receipts_p99_ms: receipts("p99")?,
+            receipts_max_ms: receipts("max")?,
+        })
+    }
+}
+
+/// Milliseconds from the decision: quantiles over all agents and rounds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Spread {
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// The last of all.
+    pub max: f64,
+}
+
+/// What was measured; the JSON of `rollcall-sim fleet -o json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    /// How many agents.
+    pub agents: u32,
+    /// How many rollbacks.
+    pub rounds: u32,
+    /// Packets lost each way, in percent.
+    pub loss_pct: f64,
+    /// How long the network was cut; times count from its heal.
+    pub outage_ms: u64,
+    /// From the decision to the route swapped in an agent.
+    pub propagation_ms: Spread,
+    /// From the decision to the receipt in hand: medians over the rounds.
+    pub receipt_ms: Spread,
+    /// Median over the rounds of the last agent's swap.
+    pub last_agent_ms_median: f64,
+    /// CPU of the coordinator for a broadcast and all its receipts.
+    pub server_cpu_ms_per_broadcast: f64,
+    /// Connections set up a second, certificates and snapshots included.
+    pub handshakes_per_s: f64,
+    /// Growth of the coordinator's resident memory by connecting.
+    pub server_bytes_per_agent: u64,
+    /// The same work through other systems, by name, where asked for.
+    pub versus: serde_json::Map<String, Value>,
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// The value below which a share `q` of `sorted` lies (nearest rank).
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+    let rank = (q * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    quantile(&values, 0.5)
+}
+
+impl Figures {
+    pub(super) fn of(
+        options: &Options,
+        handshakes_per_s: f64,
+        server_bytes_per_agent: u64,
+        rounds: Vec<Round>,
+    ) -> Self {
+        let swapped = rounds.iter().flat_map(|round| round.swapped.iter().copied().map(millis));
+        let mut all: Vec<_> = swapped.collect();
+        all.sort_by(f64::total_cmp);
+        let last = |round: &Round| round.swapped.last().copied().map_or(f64::NAN, millis);
+        let of_rounds = |value: fn(&Round) -> f64| median(rounds.iter().map(value));
+        Self {
+            agents: options.agents,
+            rounds: options.rounds,
+            loss_pct: options.loss_percent,
+            outage_ms: u64::try_from(options.outage.as_millis()).unwrap_or(u64::MAX),
+            propagation_ms: Spread {
+                p50: quantile(&all, 0.5),
+                p99: quantile(&all, 0.99),
+                max: quantile(&all, 1.0),
+            },
+            receipt_ms: Spread {
+                p50: of_rounds(|round| round.receipts_p50_ms),
+                p99: of_rounds(|round| round.receipts_p99_ms),
+                max: of_rounds(|round| round.receipts_max_ms),
+            },
+            last_agent_ms_median: median(rounds.iter().map(last)),
+            server_cpu_ms_per_broadcast: rounds.iter().map(|round| millis(round.cpu)).sum::<f64>()
+                / f64::from(options.rounds.max(1)),
+            handshakes_per_s,
+            server_bytes_per_agent,
+            versus: serde_json::Map::new(),
+        }
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spread { p50, p99, max } = &self.propagation_ms;
+        writeln!(f, "{} agents, {} rollbacks, {} % loss, {} ms outage", self.agents, self.rounds, self.loss_pct, self.outage_ms)?;
+        writeln!(f, "decision to route swapped:   p50 {p50:.1} ms, p99 {p99:.1} ms, last of all {max:.1} ms")?;
+        writeln!(f, "last agent, median of rounds: {:.1} ms", self.last_agent_ms_median)?;
+        let Spread { p50, p99, max } = &self.receipt_ms;
+        writeln!(f, "decision to receipt in hand: p50 {p50:.1} ms, p99 {p99:.1} ms, last {max:.1} ms (medians of rounds)")?;
+        writeln!(f, "coordinator: {:.1} ms CPU a broadcast with receipts, {:.0} handshakes/s, {:.1} KiB an agent",
+            self.server_cpu_ms_per_broadcast, self.handshakes_per_s, self.server_bytes_per_agent as f64 / 1_024.0)
+    }
+}
+
+/// Resident memory of a process.
+pub(super) fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("no VmRSS")?;
+    Ok(kib.parse::<u64>()? * 1_024)
+}
+
+/// CPU that all threads of a process have used, to the nanosecond.
+pub(super) fn cpu(pid: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end between the listing and the reading.
+        if let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) {
+            nanos += text.split_whitespace().next().context("empty schedstat")?.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
+}

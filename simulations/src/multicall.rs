@@ -1,0 +1,58 @@
+//! One executable that can be `rollcall` and `rollcall-agent` too, so that the
+//! demo and the chaos runs start the shipping programs as processes of their own
+//! without having to find or build other binaries.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+/// An executable whose `main` begins with [`dispatch`].
+#[derive(Clone, Debug)]
+pub struct Programs(PathBuf);
+
+impl Programs {
+    /// The programs in the executable at `path`.
+    #[must_use]
+    pub const fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The programs in this executable.
+    ///
+    /// # Errors
+    /// When the path of this executable cannot be told.
+    pub fn here() -> std::io::Result<Self> {
+        std::env::current_exe().map(Self)
+    }
+
+    /// A command that is the coordinator and operator CLI.
+    #[must_use]
+    pub fn rollcall(&self) -> Command {
+        self.command("rollcall")
+    }
+
+    /// A command that is the agent.
+    #[must_use]
+    pub fn agent(&self) -> Command {
+        self.command("rollcall-agent")
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.0);
+        command.arg(name);
+        command
+    }
+}
+
+/// If the first argument names a program, be that program to the end.
+#[must_use]
+pub fn dispatch() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next()?;
+    let rest = |name: &'static str| std::iter::once(OsString::from(name)).chain(arguments);
+    match first.to_str()? {
+        "rollcall" => Some(rollcall_coordinator::main_with(rest("rollcall"))),
+        "rollcall-agent" => Some(rollcall_agent::main_with(rest("rollcall-agent"))),
+        _ => None,
+    }
+}
