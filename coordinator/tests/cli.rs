@@ -89,3 +89,93 @@ fn an_exported_log_is_verified_without_a_coordinator() {
         stderr(&output)
     );
 }
+
+/// A coordinator process on free ports.
+struct Daemon {
+    process: std::process::Child,
+    url: String,
+}
+
+impl Daemon {
+    fn start(config: &str) -> Self {
+        use std::io::{BufRead, BufReader};
+        let mut process = Command::new(env!("CARGO_BIN_EXE_rollcall"))
+            .args(["serve", "--config", config])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let serving = log
+            .by_ref()
+            .map(Result::unwrap)
+            .find(|line| line.contains("serving"));
+        let serving = serving.expect("the coordinator ended");
+        let port = serving
+            .rsplit("127.0.0.1:")
+            .next()
+            .unwrap()
+            .trim_end_matches(')')
+            .to_owned();
+        // Whoever stops reading makes the writer wait.
+        std::thread::spawn(move || log.for_each(drop));
+        Self {
+            process,
+            url: format!("https://127.0.0.1:{port}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_reported_as_done_survives_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("fleet");
+    let any = "127.0.0.1:0";
+    let init = [
+        "init",
+        "--dir",
+        dir.to_str().unwrap(),
+        "--quic",
+        any,
+        "--https",
+        any,
+        "-o",
+        "json",
+    ];
+    let made: serde_json::Value = serde_json::from_slice(&rollcall(&init).stdout).unwrap();
+    let text = |name: &str| made[name].as_str().unwrap().to_owned();
+    let (config, ca, token) = (text("config"), text("ca"), text("token"));
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/digits/1.0.0");
+    let push = ["version", "push", model, "--model", "digits", "--version"];
+
+    let mut pushed = Vec::new();
+    for version in ["1.0.0", "1.0.1", "1.0.2"] {
+        let mut daemon = Daemon::start(&config);
+        let with = |args: &[&str]| {
+            let access = [
+                "--url",
+                &daemon.url,
+                "--token",
+                &token,
+                "--ca",
+                &ca,
+                "-o",
+                "json",
+            ];
+            rollcall(&[args, &access].concat())
+        };
+        let output = with(&[&push[..], &[version]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        pushed.push(version);
+        let listed = with(&["version", "list"]).stdout;
+        let listed: Vec<serde_json::Value> = serde_json::from_slice(&listed).unwrap();
+        let listed: Vec<_> = listed
+            .iter()
+            .map(|v| v["version"].as_str().unwrap())
+            .collect();
+        assert_eq!(listed, pushed);
+        let verified = with(&["audit", "verify"]);
+        assert_eq!(verified.status.code(), Some(0), "{}", stderr(&verified));
+        daemon.process.kill().unwrap();
+        daemon.process.wait().unwrap();
+    }
+}

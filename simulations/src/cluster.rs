@@ -115,7 +115,9 @@ impl Cluster {
     /// When it does not come up.
     pub async fn begin(&mut self) -> Result<()> {
         self.start_coordinator()?;
-        self.login().await
+        let log = self.dir.join("coordinator.log");
+        let said = || std::fs::read_to_string(log).unwrap_or_default();
+        self.login().await.with_context(|| format!("the coordinator said: {}", said().trim()))
     }
 
     /// Where the coordinator's files lie.

@@ -216,7 +216,9 @@ mod tests {
             ..Counts::default()
         };
         for _ in errors..requests {
-            counts.latency.record(micros);
+            counts
+                .latency
+                .record(std::time::Duration::from_micros(micros));
         }
         counts
     }

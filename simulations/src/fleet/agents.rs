@@ -16,12 +16,13 @@ use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::input::PrepareFailure;
 use rollcall_agent_core::route::Route;
-use rollcall_coordinator::journal::Journal;
+use rollcall_coordinator::journal::{Head, Journal};
 use rollcall_coordinator::journal::sqlite::SqliteJournal;
 use rollcall_coordinator::quic_server::public_key;
-use rollcall_coordinator_core::input::Actor;
+use rollcall_coordinator_core::input::{Actor, TokenKind};
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::digest::Digest;
 use rollcall_shared::ids::{ModelName, NodeId};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
@@ -54,34 +55,47 @@ pub(super) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>>
     let ca = FleetCa::from_pem(&read("ca.pem")?, &read("ca.key")?)?;
     let now = Clock::start(Timestamp::ZERO).now();
     let journal = SqliteJournal::open(coordinator)?;
-    let head = journal.head()?;
-    let (mut seq, mut previous) = (head.seq, head.hash);
-    let mut records = Vec::new();
+    let mut chain = Chain { head: journal.head()?, now, records: Vec::new() };
+    let token = "fleet".to_owned();
+    chain.add(Event::TokenCreated {
+        id: token.clone(),
+        secret_hash: Digest::of(b"nobody knows it"),
+        kind: TokenKind::Agent,
+        name: "for a benchmark".to_owned(),
+        expires_at: None,
+    });
     let mut all = Vec::new();
     for index in 0..count {
         let node = NodeId::new(format!("node-{}", index + 1))?;
         let key = new_agent_key()?;
         let issued = ca.issue_agent_from_csr(&key.csr, &node, now)?;
-        seq += 1;
-        let record = Record {
-            seq,
-            at: now,
-            actor: Actor::System,
-            event: Event::NodeEnrolled {
-                node,
-                labels: BTreeMap::new(),
-                key: public_key::of_request(&key.csr).context("the request is unreadable")?,
-                token: "fleet".to_owned(),
-            },
-            previous,
-        };
-        previous = record.hash();
-        records.push(record);
+        chain.add(Event::NodeEnrolled {
+            node,
+            labels: BTreeMap::new(),
+            key: public_key::of_request(&key.csr).context("the request is unreadable")?,
+            token: token.clone(),
+        });
         let identity = Identity::from_pem(&issued.pem, &key.key_pem)?;
         all.push(Credentials { identity, ca: ca.certificate().clone() });
     }
-    journal.append(&records)?;
+    journal.append(&chain.records)?;
     Ok(all)
+}
+
+/// Records that follow each other.
+struct Chain {
+    head: Head,
+    now: Timestamp,
+    records: Vec<Record>,
+}
+
+impl Chain {
+    fn add(&mut self, event: Event) {
+        let (seq, previous) = (self.head.seq + 1, self.head.hash);
+        let record = Record { seq, at: self.now, actor: Actor::System, event, previous };
+        self.head = Head { seq, hash: record.hash() };
+        self.records.push(record);
+    }
 }
 
 /// What an agent's route shows from outside.
