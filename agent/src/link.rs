@@ -11,6 +11,7 @@ mod session;
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,21 +175,26 @@ impl Link {
     }
 
     /// One connection from `Connected` to `Disconnected`. Breaks when the driver is gone.
-    async fn converse(
-        &mut self,
-        connection: Connection,
-        backoff: &mut Backoff,
-    ) -> std::ops::ControlFlow<()> {
+    async fn converse(&mut self, connection: Connection, backoff: &mut Backoff) -> ControlFlow<()> {
         self.number.0 += 1;
         let number = self.number;
+        // Before anyone else can open a stream: the first is the control stream.
+        let streams = match connection.open_bi().await {
+            Ok(streams) => streams,
+            Err(error) => {
+                tracing::warn!(reason = %Closed::from(error), "the connection did not last");
+                return ControlFlow::Continue(());
+            }
+        };
+        // Before `Connected`: the answer to it must find a connection.
+        self.connection.send_replace(Some(connection.clone()));
         let connected = LinkEvent {
             connection: number,
             input: Input::Connected,
         };
         if self.events.send(connected).await.is_err() {
-            return std::ops::ControlFlow::Break(());
+            return ControlFlow::Break(());
         }
-        self.connection.send_replace(Some(connection.clone()));
         let mut welcomed = false;
         let end = session::Session {
             connection: &connection,
@@ -198,9 +204,10 @@ impl Link {
             reset: &self.reset,
             welcomed: &mut welcomed,
         }
-        .run(&mut self.outbox)
+        .run(streams, &mut self.outbox)
         .await;
         self.connection.send_replace(None);
+        self.cadence.send_replace(None);
         tracing::warn!(reason = %end, "disconnected; serving goes on");
         close(&connection, end.close_code(), &end.to_string());
         if welcomed {
@@ -211,9 +218,9 @@ impl Link {
             input: Input::Disconnected,
         };
         if self.events.send(gone).await.is_err() {
-            return std::ops::ControlFlow::Break(());
+            return ControlFlow::Break(());
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 }
 
@@ -276,9 +283,12 @@ pub enum LinkError {
 }
 
 impl LinkHandle {
-    /// Queues a message for a connection; dropped with it. When too many wait, the
-    /// connection is given up.
+    /// Queues a message for a connection; dropped with it, or when there is none. When
+    /// too many wait, the connection is given up.
     pub fn send(&self, connection: ConnectionNumber, message: FromAgent) {
+        if !self.is_connected() {
+            return;
+        }
         if self.outbox.try_send((connection, message)).is_err() {
             tracing::warn!("the connection does not take our messages; connecting anew");
             self.reset();
@@ -296,10 +306,19 @@ impl LinkHandle {
         self.connection.borrow().is_some()
     }
 
-    /// What the last `Welcome` asked for.
+    /// What this connection's `Welcome` asked for; `None` before it.
     #[must_use]
     pub fn cadence(&self) -> Option<Cadence> {
         *self.cadence.borrow()
+    }
+
+    /// Waits for a `Welcome`, if this connection has not had its own yet.
+    pub async fn welcomed(&self) {
+        let mut cadence = self.cadence.clone();
+        if cadence.wait_for(Option::is_some).await.is_err() {
+            // The link is gone: nobody welcomes any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Sends a window's report on a stream of its own.

@@ -52,13 +52,14 @@ impl Reporter {
                 sampled = Some(self.clock.now());
                 self = self.sample().await;
             }
-            let cadence = self.link.cadence().filter(|_| self.link.is_connected());
+            let cadence = self.link.cadence();
             let every = cadence.map_or(OFFLINE_EVERY, |cadence| cadence.report_every);
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(every) => {}
+                () = self.link.welcomed(), if cadence.is_none() => {}
             }
-            if cadence.is_some() && self.link.is_connected() {
+            if cadence.is_some() && self.link.cadence().is_some() {
                 let now = self.clock.now();
                 self.report(window, now.since(window_began)).await;
                 (window, window_began) = (window + 1, now);

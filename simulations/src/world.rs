@@ -254,7 +254,7 @@ impl World {
             let Some(view) = core.rollback_of_model(model, local) else {
                 continue;
             };
-            let agents = &self.agents;
+            let (agents, approved) = (&self.agents, &self.checkers.approved);
             let serves = |name: &str| {
                 let agent = agents
                     .iter()
@@ -264,7 +264,10 @@ impl World {
                         return false;
                     };
                     let pick = route.pick(keen, agent.clock.local(now));
-                    uses(route, pick).any(|used| used.version.version == view.withdrawn)
+                    uses(route, pick).any(|used| {
+                        let unknowable = approved.promotion_was_lost(used.version);
+                        used.version.version == view.withdrawn && !unknowable
+                    })
                 })
             };
             RollbackIsBounded::claimed(&view, serves, &mut self.checkers.verdicts);

@@ -22,7 +22,7 @@ fn traffic(fleet: &Fleet, observer: &Observer) -> Result<Traffic> {
     Ok(Traffic::start(urls, Arc::new(rows), 40, observer))
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_coordinator_killed_in_a_canary_takes_the_rollout_up_again() -> Result<()> {
     let mut fleet = Fleet::start(PROGRAMS, 2).await?;
     fleet.make_stable("1.0.0").await?;
@@ -61,7 +61,7 @@ async fn a_coordinator_killed_in_a_canary_takes_the_rollout_up_again() -> Result
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_boots_and_serves_stable_with_no_coordinator_in_sight() -> Result<()> {
     let mut fleet = Fleet::start(PROGRAMS, 1).await?;
     fleet.make_stable("1.0.0").await?;
@@ -82,14 +82,14 @@ async fn an_agent_boots_and_serves_stable_with_no_coordinator_in_sight() -> Resu
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_whose_index_is_damaged_comes_back_with_what_it_served() -> Result<()> {
     let mut fleet = Fleet::start(PROGRAMS, 1).await?;
     fleet.make_stable("1.0.0").await?;
     fleet.cluster.kill_coordinator();
     fleet.cluster.kill_agent(0);
     let mut damaged = 0;
-    for entry in std::fs::read_dir(fleet.dir.path().join("node-1/cache/index"))? {
+    for entry in std::fs::read_dir(fleet.dir.path().join("node-1/index"))? {
         let path = entry?.path();
         if path.is_file() {
             let bytes = std::fs::read(&path)?;

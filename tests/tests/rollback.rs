@@ -16,7 +16,7 @@ async fn answers(fleet: &Fleet, node: usize, keys: u32) -> Result<BTreeMap<Strin
     Ok(versions)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_is_taken_back_with_a_receipt_from_every_node() -> Result<()> {
     let fleet = Fleet::start(PROGRAMS, 3).await?;
     fleet.make_stable("1.0.0").await?;
@@ -63,7 +63,7 @@ fn plan_file(fleet: &Fleet) -> String {
     fleet.dir.path().join("plan.toml").display().to_string()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_finished_rollout_goes_back_to_the_version_before_it() -> Result<()> {
     let fleet = Fleet::start(PROGRAMS, 2).await?;
     fleet.make_stable("1.0.0").await?;
@@ -80,7 +80,7 @@ async fn a_finished_rollout_goes_back_to_the_version_before_it() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_node_is_reported_fenced_and_not_before_its_lease_is_over() -> Result<()> {
     let fleet = Fleet::start(PROGRAMS, 2).await?;
     fleet.make_stable("1.0.0").await?;

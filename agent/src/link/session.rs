@@ -7,13 +7,13 @@ use std::fmt;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use quinn::Connection;
+use quinn::{Connection, RecvStream, SendStream};
 use rollcall_agent_core::input::Input;
 use rollcall_shared::wire::{FromAgent, ToAgent};
 use rollcall_transport::channel::{
     ChannelError, FrameReader, FrameWriter, priority, read_datagram, send_datagram,
 };
-use rollcall_transport::close::{CloseCode, Closed};
+use rollcall_transport::close::CloseCode;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Cadence, ConnectionNumber, LinkEvent};
@@ -75,15 +75,12 @@ impl fmt::Display for End {
 }
 
 impl Session<'_> {
-    /// Runs until the connection's end.
+    /// Runs on the control stream until the connection's end.
     pub(super) async fn run(
         self,
+        (send, receive): (SendStream, RecvStream),
         outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>,
     ) -> End {
-        let (send, receive) = match self.connection.open_bi().await {
-            Ok(streams) => streams,
-            Err(error) => return End::Channel(Closed::from(error).into()),
-        };
         // A reset that was asked for before this connection is done with.
         let _ = self.reset.notified().now_or_never();
         let writer = FrameWriter::new(send, priority::CONTROL);

@@ -128,3 +128,54 @@ async fn a_refusal_needs_no_append_and_counts_as_no_loss() {
     drop(core);
     driving.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_snapshot_and_the_records_after_it_fold_to_the_same_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Arc::new(crate::journal::sqlite::SqliteJournal::open(folder.path()).unwrap());
+    let config = CoreConfig {
+        software: "test".to_owned(),
+        heartbeat_every: Duration::from_secs(1),
+        report_every: Duration::from_secs(5),
+    };
+    let started = Driver::start(
+        Arc::clone(&journal) as Arc<dyn Journal>,
+        config,
+        Agents::default(),
+        Metrics::default(),
+    );
+    let (driver, core) = started.await.unwrap();
+    let driving = tokio::spawn(driver.run());
+    core.command(admin(), new_token("a"))
+        .await
+        .unwrap()
+        .unwrap();
+    let state = core.ask(|core, _| core.state().clone()).await.unwrap();
+    let encoded = serde_json::to_vec(&state).unwrap();
+    journal
+        .snapshot(&StateSnapshot {
+            seq: state.seq(),
+            state: encoded,
+        })
+        .unwrap();
+    core.command(admin(), new_token("b"))
+        .await
+        .unwrap()
+        .unwrap();
+    let state = core.ask(|core, _| core.state().clone()).await.unwrap();
+
+    assert_eq!(
+        journal.load(true).unwrap().records.len(),
+        1,
+        "the rest is in the snapshot"
+    );
+    let (folded, last_at) = fold(&*journal).unwrap();
+    assert_eq!(folded, state);
+    assert_eq!(
+        folded,
+        State::from_records(journal.load(false).unwrap().records).unwrap()
+    );
+    assert!(last_at > Timestamp::ZERO);
+    drop(core);
+    driving.await.unwrap().unwrap();
+}

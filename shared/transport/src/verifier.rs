@@ -6,6 +6,7 @@
 //! the same authority, does not do. Chain and handshake signatures are checked by
 //! webpki; only the *name* check is ours.
 
+use std::fmt;
 use std::sync::Arc;
 
 use rollcall_shared::digest::Digest;
@@ -31,10 +32,17 @@ pub enum Trust {
 }
 
 /// The server's chain does not hold the authority that the token names.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("the server does not belong to the fleet with CA fingerprint {pin}")]
 struct PinNotFound {
     pin: Digest,
+}
+
+/// rustls shows the cause of a refused certificate by its `Debug`, so that is for people too.
+impl fmt::Debug for PinNotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// Accepts the coordinator of one fleet, and nobody else.

@@ -33,6 +33,7 @@ pub struct OnlyApprovedServes {
     /// Of the present journal.
     rollouts: BTreeMap<RolloutId, (VersionRef, Plan)>,
     quarantined: BTreeMap<String, Timestamp>,
+    promoted_now: BTreeSet<VersionRef>,
 }
 
 impl OnlyApprovedServes {
@@ -40,6 +41,13 @@ impl OnlyApprovedServes {
     #[must_use]
     pub fn was_promoted(&self, version: VersionRef) -> bool {
         self.promoted.contains(&version)
+    }
+
+    /// Whether the version was made stable in records that an old backup lost: the
+    /// present coordinator cannot know that a silent node holds it by right.
+    #[must_use]
+    pub fn promotion_was_lost(&self, version: VersionRef) -> bool {
+        self.promoted.contains(&version) && !self.promoted_now.contains(&version)
     }
 
     /// The longest lease that any plan gave this candidate.
@@ -85,8 +93,10 @@ impl OnlyApprovedServes {
                 }
             }
             Event::Promoted { rollout, .. } => {
-                self.promoted
-                    .extend(self.rollouts.get(rollout).map(|(candidate, _)| *candidate));
+                if let Some((candidate, _)) = self.rollouts.get(rollout) {
+                    self.promoted.insert(*candidate);
+                    self.promoted_now.insert(*candidate);
+                }
             }
             Event::NodeQuarantined { node } => {
                 self.quarantined.insert(node.to_string(), now);
@@ -101,6 +111,7 @@ impl OnlyApprovedServes {
     pub(super) fn backup_restored(&mut self) {
         self.rollouts.clear();
         self.quarantined.clear();
+        self.promoted_now.clear();
     }
 
     pub(super) fn used(

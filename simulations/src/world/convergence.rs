@@ -101,7 +101,6 @@ impl World {
             Step::Raging => {
                 self.trace.line(now, "world", format_args!("heals"));
                 self.heal();
-                self.release_everybody();
                 Progress::Next(Step::Gathering)
             }
             Step::Gathering => self.gather(),
@@ -165,16 +164,15 @@ impl World {
         self.schedule.after(EVERY, Event::Convergence);
     }
 
-    fn release_everybody(&mut self) {
-        let quarantined: Vec<_> = self
-            .coordinator
-            .core
-            .iter()
-            .flat_map(|core| core.nodes())
-            .collect();
-        for node in quarantined.into_iter().filter(|node| node.quarantined) {
-            self.ana_asks(Command::Release { node: node.node });
+    /// Gives every quarantined node back; false when there was none.
+    fn release_everybody(&mut self) -> bool {
+        let nodes = self.coordinator.core.iter().flat_map(|core| core.nodes());
+        let quarantined: Vec<_> = nodes.filter(|node| node.quarantined).collect();
+        for node in &quarantined {
+            let node = node.node.clone();
+            self.ana_asks(Command::Release { node });
         }
+        !quarantined.is_empty()
     }
 
     fn answer(&self, ticket: Ticket) -> Result<Done, Progress> {
@@ -189,6 +187,9 @@ impl World {
 
     /// Everybody is connected and holds what is current.
     fn gather(&mut self) -> Progress {
+        if self.release_everybody() {
+            return Progress::Waits("a node is quarantined".to_owned());
+        }
         if let Some(missing) = self.what_is_missing() {
             return Progress::Waits(missing);
         }
