@@ -54,6 +54,10 @@ pub struct Config {
     /// How it logs.
     #[serde(default)]
     pub log: Log,
+    /// The private key is read from here if it lies here: what a service manager gives
+    /// this process alone. From the command line, not the file.
+    #[serde(skip)]
+    pub credentials: Option<PathBuf>,
 }
 
 /// How requests are run. Threads are the engine's, apart from the two that do I/O.
@@ -262,6 +266,13 @@ impl Config {
             good,
             "give at most 64, none empty or over 1024 bytes",
         )
+    }
+
+    /// Where the node's private key lies.
+    #[must_use]
+    pub fn key_path(&self) -> PathBuf {
+        let given = self.credentials.as_ref().map(|folder| folder.join(KEY_FILE));
+        given.filter(|path| path.exists()).unwrap_or_else(|| self.path(KEY_FILE))
     }
 
     /// Where a file of the agent's folder lies.

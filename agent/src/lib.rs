@@ -8,7 +8,7 @@
 //! | [`cache`], [`engine`], [`prepare`], [`preparer`], [`models`] | from files to a model in memory |
 //! | [`routes`], [`serve`], [`execute`], [`shadow`] | from a request to its answer |
 //! | [`recorder`], [`metrics`], [`resources`] | what is counted and measured |
-//! | [`config`], [`run`], `cli` | configuration, assembly, command line |
+//! | [`config`], [`mod@run`], `cli` | configuration, assembly, command line |
 //!
 //! Architecture invariants:
 //!

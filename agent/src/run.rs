@@ -28,7 +28,7 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, CacheError, StateError};
-use crate::config::{CA_FILE, CERTIFICATE_FILE, Config, KEY_FILE};
+use crate::config::{CA_FILE, CERTIFICATE_FILE, Config};
 use crate::driver::{self, LOCAL_INPUTS_MAX, Ports};
 use crate::engine::tract::Tract;
 use crate::fetch::Fetcher;
@@ -104,18 +104,17 @@ struct Credentials {
 
 impl Credentials {
     fn read(config: &Config) -> Result<Self, RunError> {
-        let read = |name: &str| {
-            let path = config.path(name);
+        let read = |path: PathBuf| {
             std::fs::read_to_string(&path).map_err(|source| RunError::File { path, source })
         };
         let unusable = |source| RunError::Identity {
             dir: config.dir.clone(),
             source,
         };
-        let (certificate, key) = (read(CERTIFICATE_FILE)?, read(KEY_FILE)?);
+        let (certificate, key) = (read(config.path(CERTIFICATE_FILE))?, read(config.key_path())?);
         let identity = Identity::from_pem(&certificate, &key).map_err(unusable)?;
         warn_of_expiry(identity.expires().map_err(unusable)?);
-        let ca = CaCertificate::from_pem(&read(CA_FILE)?).map_err(unusable)?;
+        let ca = CaCertificate::from_pem(&read(config.path(CA_FILE))?).map_err(unusable)?;
         let node = match identity.name().map_err(unusable)? {
             SpiffeId::Agent(_, node) => node,
             found @ (SpiffeId::Authority(_) | SpiffeId::Coordinator(_)) => {

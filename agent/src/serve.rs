@@ -105,7 +105,7 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Serves until `shutdown`, and then what is under way for [`DRAIN_MAX`] at most.
+/// Serves until `shutdown`, and then what is under way for ten seconds at most.
 ///
 /// # Errors
 /// When the listener fails.

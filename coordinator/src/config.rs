@@ -50,6 +50,10 @@ pub struct Config {
     /// Which lines are logged, as `tracing` filters. Default `info`.
     #[serde(default = "log_filter")]
     pub log_filter: String,
+    /// Private keys that lie here are read from here, not from the data folder: what a
+    /// service manager gives this process alone. From the command line, not the file.
+    #[serde(skip)]
+    pub credentials: Option<PathBuf>,
 }
 
 /// What the log looks like.
@@ -132,6 +136,7 @@ impl Config {
             artifact_streams_max: artifact_streams_max(),
             log_format: LogFormat::default(),
             log_filter: log_filter(),
+            credentials: None,
         }
     }
 
@@ -203,59 +208,66 @@ impl Config {
     /// Where everything lies in the data folder.
     #[must_use]
     pub fn layout(&self) -> Layout {
-        Layout(self.data_dir.clone())
+        Layout { folder: self.data_dir.clone(), credentials: self.credentials.clone() }
     }
 }
 
 /// Where everything lies in a data folder.
 #[derive(Clone, Debug)]
-pub struct Layout(PathBuf);
+pub struct Layout {
+    folder: PathBuf,
+    credentials: Option<PathBuf>,
+}
 
 impl Layout {
     /// The layout of the data folder `folder`.
     #[must_use]
     pub const fn new(folder: PathBuf) -> Self {
-        Self(folder)
+        Self { folder, credentials: None }
     }
     /// The folder itself; the journal lies here.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        &self.0
+        &self.folder
     }
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> PathBuf {
-        self.0.join("config.toml")
+        self.folder.join("config.toml")
     }
     /// The CA's certificate; not secret.
     #[must_use]
     pub fn ca_certificate(&self) -> PathBuf {
-        self.0.join("ca.pem")
+        self.folder.join("ca.pem")
     }
     /// The CA's private key.
     #[must_use]
     pub fn ca_key(&self) -> PathBuf {
-        self.0.join("ca.key")
+        self.secret("ca.key")
     }
     /// The coordinator's certificates.
     #[must_use]
     pub fn certificate(&self) -> PathBuf {
-        self.0.join("coordinator.pem")
+        self.folder.join("coordinator.pem")
     }
     /// The coordinator's private key.
     #[must_use]
     pub fn key(&self) -> PathBuf {
-        self.0.join("coordinator.key")
+        self.secret("coordinator.key")
     }
     /// The key that signs manifests: 64 hexadecimal digits.
     #[must_use]
     pub fn registry_key(&self) -> PathBuf {
-        self.0.join("registry.key")
+        self.secret("registry.key")
+    }
+    fn secret(&self, name: &str) -> PathBuf {
+        let given = self.credentials.as_ref().map(|folder| folder.join(name));
+        given.filter(|path| path.exists()).unwrap_or_else(|| self.folder.join(name))
     }
     /// The blob folder.
     #[must_use]
     pub fn blobs(&self) -> PathBuf {
-        self.0.join("blobs")
+        self.folder.join("blobs")
     }
 }
 
@@ -268,6 +280,16 @@ mod tests {
         let path = folder.path().join("config.toml");
         std::fs::write(&path, text).unwrap();
         Config::read(&path)
+    }
+
+    #[test]
+    fn a_key_that_the_service_manager_gives_goes_before_the_one_in_the_data_folder() {
+        let given = tempfile::tempdir().unwrap();
+        std::fs::write(given.path().join("ca.key"), "secret").unwrap();
+        let mut config = read("fleet = \"payments\"").unwrap();
+        config.credentials = Some(given.path().to_owned());
+        assert_eq!(config.layout().ca_key(), given.path().join("ca.key"));
+        assert_eq!(config.layout().key(), config.data_dir.join("coordinator.key"));
     }
 
     #[test]

@@ -24,11 +24,15 @@ pub(super) struct Run {
     /// The file that `enroll` wrote
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// A private key that lies here is read from here; systemd sets it
+    #[arg(long, value_name = "DIR", env = "CREDENTIALS_DIRECTORY")]
+    credentials: Option<PathBuf>,
 }
 
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::read(&self.config)?;
+        let mut config = Config::read(&self.config)?;
+        config.credentials = self.credentials;
         start_log(&config.log)?;
         raise_file_limit();
         tokio::runtime::Builder::new_multi_thread()

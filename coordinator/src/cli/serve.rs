@@ -17,11 +17,15 @@ pub(super) struct Serve {
     /// The configuration that `rollcall init` made.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Private keys that lie here are read from here, not from the data folder; systemd sets it.
+    #[arg(long, value_name = "DIR", env = "CREDENTIALS_DIRECTORY")]
+    credentials: Option<PathBuf>,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let config = Config::read(&self.config).map_err(CliError::failed)?;
+        let mut config = Config::read(&self.config).map_err(CliError::failed)?;
+        config.credentials = self.credentials;
         log_to_stderr(&config)?;
         tokio::runtime::Builder::new_multi_thread()
             .enable_all()
