@@ -37,6 +37,7 @@ use rollcall_shared::ids::ModelName;
 use rollcall_shared::manifest::{Manifest, ManifestFile, SignedManifest};
 use rollcall_shared::signing::PublicKey;
 use rollcall_shared::time::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 pub use blobs::{BlobError, PartialBlob};
 pub use error::CacheError;
@@ -76,8 +77,6 @@ pub struct Cache {
     blobs: Blobs,
     index: Arc<Index>,
     contents: Mutex<Contents>,
-    /// Released by the system when the process ends, however it ends.
-    _lock: File,
 }
 
 impl Cache {
@@ -103,7 +102,7 @@ impl Cache {
             }
         }
         let blobs = Blobs::open(dir)?;
-        let (index, records) = Index::open(dir).map_err(|_| in_use())?;
+        let (index, records) = Index::open(dir, lock).map_err(|_| in_use())?;
         let cache = Self {
             quota_bytes,
             registry_key,
@@ -112,7 +111,6 @@ impl Cache {
             blobs,
             index: Arc::new(index),
             contents: Mutex::default(),
-            _lock: lock,
         };
         cache.read_manifests(records)?;
         cache.gc()?;
@@ -123,6 +121,13 @@ impl Cache {
     #[must_use]
     pub fn state_store(&self) -> StateStore {
         StateStore::new(&self.dir, Arc::clone(&self.index))
+    }
+
+    /// Cancelled when the folder is free for the next agent: when this cache, and every
+    /// [`StateStore`] of it, is dropped.
+    #[must_use]
+    pub fn closed(&self) -> CancellationToken {
+        self.index.closed()
     }
 
     /// The signed manifests say which versions there are, the index adds what it knows.

@@ -271,8 +271,13 @@ impl Config {
     /// Where the node's private key lies.
     #[must_use]
     pub fn key_path(&self) -> PathBuf {
-        let given = self.credentials.as_ref().map(|folder| folder.join(KEY_FILE));
-        given.filter(|path| path.exists()).unwrap_or_else(|| self.path(KEY_FILE))
+        let given = self
+            .credentials
+            .as_ref()
+            .map(|folder| folder.join(KEY_FILE));
+        given
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| self.path(KEY_FILE))
     }
 
     /// Where a file of the agent's folder lies.

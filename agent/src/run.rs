@@ -47,10 +47,9 @@ use crate::serve::{App, Ids, serve};
 /// A certificate that ends within this is warned of at the start.
 const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// How often and how long a folder that is in use is waited for: 3 s.
-const FOLDER_TRIES: u32 = 30;
-/// See [`FOLDER_TRIES`].
-const FOLDER_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How long the end waits for work that was cut off, such as a file being hashed on a
+/// blocking thread: it holds the folder.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
 
 /// Why an agent could not run.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +110,10 @@ impl Credentials {
             dir: config.dir.clone(),
             source,
         };
-        let (certificate, key) = (read(config.path(CERTIFICATE_FILE))?, read(config.key_path())?);
+        let (certificate, key) = (
+            read(config.path(CERTIFICATE_FILE))?,
+            read(config.key_path())?,
+        );
         let identity = Identity::from_pem(&certificate, &key).map_err(unusable)?;
         warn_of_expiry(identity.expires().map_err(unusable)?);
         let ca = CaCertificate::from_pem(&read(config.path(CA_FILE))?).map_err(unusable)?;
@@ -138,7 +140,9 @@ fn warn_of_expiry(expires: Timestamp) {
 }
 
 /// Runs an agent: clients come to `http`, the coordinator is reached through `udp`.
-/// Returns when `shutdown` was asked for and what was under way is done.
+/// Returns when `shutdown` was asked for and what was under way is done. The folder is
+/// free for another agent then, also in this process, unless work that was cut off goes
+/// on for 3 s more.
 ///
 /// # Errors
 /// When it cannot start, or a part of it died.
@@ -150,9 +154,30 @@ pub async fn run(
 ) -> Result<(), RunError> {
     // Whatever ends this function ends every task of it.
     let _stop_all = shutdown.clone().drop_guard();
-    let clock = Clock::start(Timestamp::ZERO);
     let credentials = Credentials::read(&config)?;
     let cache = Arc::new(open_cache(&config).await?);
+    let closed = cache.closed();
+    let ended = live(config, credentials, cache, http, udp, shutdown.clone()).await;
+    shutdown.cancel();
+    if tokio::time::timeout(CLOSE_MAX, closed.cancelled())
+        .await
+        .is_err()
+    {
+        tracing::warn!("work that was cut off still holds the agent's folder");
+    }
+    ended
+}
+
+/// All of an agent's life between the opening and the closing of its folder.
+async fn live(
+    config: Config,
+    credentials: Credentials,
+    cache: Arc<Cache>,
+    http: TcpListener,
+    udp: UdpSocket,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let clock = Clock::start(Timestamp::ZERO);
     let recorder = Arc::new(Recorder::default());
     let models = Arc::new(Models::default());
     let routes = Arc::new(Routes::new(Arc::clone(&models), Arc::clone(&recorder)));
@@ -269,22 +294,11 @@ async fn supervise(
     Ok(())
 }
 
-/// The agent before this one may still be on its way out: its folder is waited for.
+/// Opening blocks: it reads the disk.
 async fn open_cache(config: &Config) -> Result<Cache, RunError> {
-    let key = config.registry_key;
+    let (dir, key) = (config.dir.clone(), config.registry_key);
     let quota = config.cache.quota_mib.saturating_mul(1 << 20);
-    for _ in 0..FOLDER_TRIES {
-        let dir = config.dir.clone();
-        let opening = tokio::task::spawn_blocking(move || Cache::open(&dir, quota, key));
-        match opening.await? {
-            Err(CacheError::InUse { .. }) => tokio::time::sleep(FOLDER_AGAIN_AFTER).await,
-            opened => return Ok(opened?),
-        }
-    }
-    Err(CacheError::InUse {
-        dir: config.dir.clone(),
-    }
-    .into())
+    Ok(tokio::task::spawn_blocking(move || Cache::open(&dir, quota, key)).await??)
 }
 
 fn identity(config: &Config) -> AgentIdentity {

@@ -208,7 +208,10 @@ impl Config {
     /// Where everything lies in the data folder.
     #[must_use]
     pub fn layout(&self) -> Layout {
-        Layout { folder: self.data_dir.clone(), credentials: self.credentials.clone() }
+        Layout {
+            folder: self.data_dir.clone(),
+            credentials: self.credentials.clone(),
+        }
     }
 }
 
@@ -223,7 +226,10 @@ impl Layout {
     /// The layout of the data folder `folder`.
     #[must_use]
     pub const fn new(folder: PathBuf) -> Self {
-        Self { folder, credentials: None }
+        Self {
+            folder,
+            credentials: None,
+        }
     }
     /// The folder itself; the journal lies here.
     #[must_use]
@@ -262,7 +268,9 @@ impl Layout {
     }
     fn secret(&self, name: &str) -> PathBuf {
         let given = self.credentials.as_ref().map(|folder| folder.join(name));
-        given.filter(|path| path.exists()).unwrap_or_else(|| self.folder.join(name))
+        given
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| self.folder.join(name))
     }
     /// The blob folder.
     #[must_use]
@@ -289,7 +297,10 @@ mod tests {
         let mut config = read("fleet = \"payments\"").unwrap();
         config.credentials = Some(given.path().to_owned());
         assert_eq!(config.layout().ca_key(), given.path().join("ca.key"));
-        assert_eq!(config.layout().key(), config.data_dir.join("coordinator.key"));
+        assert_eq!(
+            config.layout().key(),
+            config.data_dir.join("coordinator.key")
+        );
     }
 
     #[test]

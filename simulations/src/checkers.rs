@@ -1,5 +1,5 @@
 //! What must always hold, a file a promise. Checkers know the whole truth and only
-//! watch: they are told what happened and hold it against the promises of DESIGN.md.
+//! watch: they are told what happened and hold it against the promises (ARCHITECTURE.md).
 
 pub mod acknowledged_is_kept;
 pub mod generations_only_grow;
@@ -26,7 +26,7 @@ pub const LIVENESS: u8 = 0;
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Violation {
-    /// Its number in DESIGN.md, or [`LIVENESS`].
+    /// Its number in ARCHITECTURE.md, or [`LIVENESS`].
     pub promise: u8,
     /// What happened.
     pub what: String,

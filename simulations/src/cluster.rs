@@ -79,7 +79,11 @@ impl Cluster {
         for index in 0..agents {
             let http = free_port(base_port, 2 + index)?;
             let last = index + 1 == agents;
-            let coordinator = if last { cluster.last_link.address() } else { cluster.quic };
+            let coordinator = if last {
+                cluster.last_link.address()
+            } else {
+                cluster.quic
+            };
             cluster.enroll(index, http, coordinator)?;
             cluster.start_agent(index)?;
             cluster.agents.push(http);
@@ -117,7 +121,9 @@ impl Cluster {
         self.start_coordinator()?;
         let log = self.dir.join("coordinator.log");
         let said = || std::fs::read_to_string(log).unwrap_or_default();
-        self.login().await.with_context(|| format!("the coordinator said: {}", said().trim()))
+        self.login()
+            .await
+            .with_context(|| format!("the coordinator said: {}", said().trim()))
     }
 
     /// Where the coordinator's files lie.
@@ -141,16 +147,34 @@ impl Cluster {
     /// Makes the fleet and gives the admin's token, which `init` shows once.
     fn init(&self) -> Result<String> {
         let mut init = self.programs.rollcall();
-        init.args(["init", "--fleet", "demo", "--dir"]).arg(self.dir.join("coordinator"));
-        init.args(["--quic", &self.quic.to_string(), "--https", &self.https.to_string()]);
+        init.args(["init", "--fleet", "demo", "--dir"])
+            .arg(self.dir.join("coordinator"));
+        init.args([
+            "--quic",
+            &self.quic.to_string(),
+            "--https",
+            &self.https.to_string(),
+        ]);
         let told = run_command(&mut init)?;
         // Short windows let the judge see a story that takes a minute.
         let config = self.dir.join("coordinator/config.toml");
         let text = std::fs::read_to_string(&config)?;
-        ensure!(text.contains(REPORT_EVERY_DEFAULT), "`init` wrote another configuration: {text}");
-        std::fs::write(&config, text.replace(REPORT_EVERY_DEFAULT, "report_every = \"500ms\""))?;
-        let mut words = told.split_whitespace().skip_while(|word| *word != "--token").skip(1);
-        words.next().map(str::to_owned).context("`init` showed no token")
+        ensure!(
+            text.contains(REPORT_EVERY_DEFAULT),
+            "`init` wrote another configuration: {text}"
+        );
+        std::fs::write(
+            &config,
+            text.replace(REPORT_EVERY_DEFAULT, "report_every = \"500ms\""),
+        )?;
+        let mut words = told
+            .split_whitespace()
+            .skip_while(|word| *word != "--token")
+            .skip(1);
+        words
+            .next()
+            .map(str::to_owned)
+            .context("`init` showed no token")
     }
 
     /// Starts the coordinator's process.
@@ -159,7 +183,9 @@ impl Cluster {
     /// When it cannot be started.
     pub fn start_coordinator(&mut self) -> Result<()> {
         let mut serve = self.programs.rollcall();
-        serve.args(["serve", "--config"]).arg(self.dir.join("coordinator/config.toml"));
+        serve
+            .args(["serve", "--config"])
+            .arg(self.dir.join("coordinator/config.toml"));
         self.coordinator = Some(spawn(&mut serve, &self.dir.join("coordinator.log"))?);
         Ok(())
     }
@@ -176,8 +202,13 @@ impl Cluster {
     pub fn start_agent(&mut self, index: u16) -> Result<()> {
         let node = node_name(index);
         let mut agent = self.programs.agent();
-        agent.args(["run", "--config"]).arg(self.dir.join(&node).join("agent.toml"));
-        self.nodes.insert(index, spawn(&mut agent, &self.dir.join(format!("{node}.log")))?);
+        agent
+            .args(["run", "--config"])
+            .arg(self.dir.join(&node).join("agent.toml"));
+        self.nodes.insert(
+            index,
+            spawn(&mut agent, &self.dir.join(format!("{node}.log")))?,
+        );
         Ok(())
     }
 
@@ -190,17 +221,35 @@ impl Cluster {
         let url = format!("https://{}", self.https);
         let mut login = self.operator(&["login", &url, "--token", &self.admin_token, "--ca"]);
         login.arg(self.dir.join("coordinator/ca.pem"));
-        self.until("the coordinator answers", || run_command(&mut login).map(|_| true)).await
+        self.until("the coordinator answers", || {
+            run_command(&mut login).map(|_| true)
+        })
+        .await
     }
 
     fn enroll(&self, index: u16, http: SocketAddr, coordinator: SocketAddr) -> Result<()> {
         let node = node_name(index);
         let token: Value = self.json(&["token", "create", "--kind", "agent", "--name", &node])?;
-        let token = token["token"].as_str().context("`token create` gave no token")?;
+        let token = token["token"]
+            .as_str()
+            .context("`token create` gave no token")?;
         let zone = format!("zone=zone-{}", index % 2 + 1);
         let mut enroll = self.programs.agent();
-        enroll.args(["enroll", "--coordinator", &coordinator.to_string(), "--token", token]);
-        enroll.args(["--node", &node, "--label", &zone, "--http", &http.to_string()]);
+        enroll.args([
+            "enroll",
+            "--coordinator",
+            &coordinator.to_string(),
+            "--token",
+            token,
+        ]);
+        enroll.args([
+            "--node",
+            &node,
+            "--label",
+            &zone,
+            "--http",
+            &http.to_string(),
+        ]);
         run_command(enroll.arg("--dir").arg(self.dir.join(&node))).map(drop)
     }
 
@@ -211,7 +260,11 @@ impl Cluster {
     pub async fn wait_for_agents(&self, agents: usize) -> Result<()> {
         self.until("all agents are connected", || {
             let nodes: Vec<Value> = self.json(&["agent", "list"])?;
-            Ok(nodes.iter().filter(|node| node["connected"] == true).count() == agents)
+            Ok(nodes
+                .iter()
+                .filter(|node| node["connected"] == true)
+                .count()
+                == agents)
         })
         .await
     }
@@ -239,7 +292,9 @@ impl Cluster {
     #[must_use]
     pub fn operator(&self, arguments: &[&str]) -> Command {
         let mut command = self.programs.rollcall();
-        command.env("ROLLCALL_CONFIG_DIR", self.dir.join("operator")).args(arguments);
+        command
+            .env("ROLLCALL_CONFIG_DIR", self.dir.join("operator"))
+            .args(arguments);
         command
     }
 
@@ -247,7 +302,11 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not come true in time; with its last error.
-    pub async fn until(&self, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    pub async fn until(
+        &self,
+        what: &str,
+        mut condition: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
         let mut last = None;
         let wait = async {
             loop {
@@ -263,7 +322,9 @@ impl Cluster {
         match (timely, last) {
             (true, _) => Ok(()),
             (false, None) => bail!("waited {PATIENCE:?} in vain until {what}"),
-            (false, Some(error)) => Err(error.context(format!("waited {PATIENCE:?} in vain until {what}"))),
+            (false, Some(error)) => {
+                Err(error.context(format!("waited {PATIENCE:?} in vain until {what}")))
+            }
         }
     }
 }
@@ -281,12 +342,22 @@ fn run_command(command: &mut Command) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
-    bail!("`{}` failed: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim())
+    let words: Vec<_> = command
+        .get_args()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    bail!(
+        "`{}` failed: {}",
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    )
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
     let log = std::fs::File::create(log)?;
-    let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
     Ok(Process(command.spawn()?))
 }

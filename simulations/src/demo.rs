@@ -45,7 +45,9 @@ pub struct Options {
 /// When any step fails or any claim does not hold.
 pub async fn run(options: Options) -> Result<()> {
     let models = models_folder()?;
-    let dir = tempfile::Builder::new().prefix("rollcall-demo-").tempdir()?;
+    let dir = tempfile::Builder::new()
+        .prefix("rollcall-demo-")
+        .tempdir()?;
     let mut story = Story::begin(&options, dir.path(), &models).await?;
     let told = story.tell(&models).await;
     if told.is_err() {
@@ -61,7 +63,10 @@ pub async fn run(options: Options) -> Result<()> {
 fn models_folder() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models");
     folder.canonicalize().with_context(|| {
-        format!("{} is missing: run the demo from a checkout", folder.display())
+        format!(
+            "{} is missing: run the demo from a checkout",
+            folder.display()
+        )
     })
 }
 
@@ -73,22 +78,29 @@ struct Story {
     traffic: Option<Traffic>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "the story is told from outside, in wall time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 impl Story {
     async fn begin(options: &Options, dir: &Path, models: &Path) -> Result<Self> {
-        println!("Rollcall, the whole story on one machine: a coordinator and {} agents as processes,", options.agents);
+        println!(
+            "Rollcall, the whole story on one machine: a coordinator and {} agents as processes,",
+            options.agents
+        );
         println!("QUIC with mutual TLS, ONNX models, HTTP inference traffic. About a minute.\n");
-        let began = now();
+        let began = Instant::now();
         let rows = Arc::new(Rows::read(&models.join("digits/1.0.0/validation.json"))?);
         let programs = Programs::here()?;
         let cluster = Cluster::start(programs, dir, options.agents, options.port).await?;
         let observer = Observer::default();
-        let story = Self { began, cluster, observer, rows, traffic: None };
-        story.say(&format!("{} agents enrolled with one-time tokens and connected", options.agents));
+        let story = Self {
+            began,
+            cluster,
+            observer,
+            rows,
+            traffic: None,
+        };
+        story.say(&format!(
+            "{} agents enrolled with one-time tokens and connected",
+            options.agents
+        ));
         Ok(story)
     }
 
@@ -111,16 +123,29 @@ impl Story {
     fn push(&self, models: &Path, version: &str) -> Result<()> {
         let path = models.join("digits").join(version);
         let path = path.to_str().context("the checkout's path is not UTF-8")?;
-        self.cluster.print(&["version", "push", path, "--model", "digits", "--version", version])?;
+        self.cluster.print(&[
+            "version",
+            "push",
+            path,
+            "--model",
+            "digits",
+            "--version",
+            version,
+        ])?;
         Ok(())
     }
 
     fn start_rollout(&self, name: &str, plan: &str) -> Result<String> {
         let path = self.cluster.dir.join(name);
         std::fs::write(&path, plan)?;
-        let path = path.to_str().context("the temporary folder's path is not UTF-8")?;
+        let path = path
+            .to_str()
+            .context("the temporary folder's path is not UTF-8")?;
         let started: Value = self.cluster.json(&["rollout", "start", path])?;
-        Ok(started["id"].as_str().context("`rollout start` named no rollout")?.to_owned())
+        Ok(started["id"]
+            .as_str()
+            .context("`rollout start` named no rollout")?
+            .to_owned())
     }
 
     fn rollout(&self, id: &str) -> Result<Value> {
@@ -138,14 +163,16 @@ impl Story {
 
     async fn until_state(&self, id: &str, state: &str) -> Result<Value> {
         self.cluster
-            .until(&format!("{id} is {state}"), || Ok(self.rollout(id)?["state"] == state))
+            .until(&format!("{id} is {state}"), || {
+                Ok(self.rollout(id)?["state"] == state)
+            })
             .await?;
         self.rollout(id)
     }
 
     /// Answers to requests sent from now on, for so long.
     async fn watch(&self, seconds: f64) -> Vec<Answer> {
-        let from = now();
+        let from = Instant::now();
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         self.observer.since(from)
     }
@@ -156,11 +183,25 @@ impl Story {
         let id = self.start_rollout("first.toml", FIRST)?;
         self.until_state(&id, "promoted").await?;
         let urls = self.cluster.agents.iter();
-        let urls = urls.map(|http| format!("http://{http}/v2/models/digits/infer")).collect();
-        self.traffic = Some(Traffic::start(urls, Arc::clone(&self.rows), RATE, &self.observer));
+        let urls = urls
+            .map(|http| format!("http://{http}/v2/models/digits/infer"))
+            .collect();
+        self.traffic = Some(Traffic::start(
+            urls,
+            Arc::clone(&self.rows),
+            RATE,
+            &self.observer,
+        ));
         let tally = Tally::of(&self.watch(1.0).await);
-        ensure!(tally.errors == 0 && tally.share("1.0.0") >= 1.0, "not all answers come from 1.0.0: {:?}", tally.versions);
-        ensure!(tally.nodes.len() == self.cluster.agents.len(), "a node did not answer");
+        ensure!(
+            tally.errors == 0 && tally.share("1.0.0") >= 1.0,
+            "not all answers come from 1.0.0: {:?}",
+            tally.versions
+        );
+        ensure!(
+            tally.nodes.len() == self.cluster.agents.len(),
+            "a node did not answer"
+        );
         self.say(&format!(
             "digits 1.0.0 is stable everywhere: {} answers a second, {:.1} % right, p50 {:.2} ms",
             tally.total,
@@ -173,99 +214,195 @@ impl Story {
     async fn good_version(&mut self, models: &Path) -> Result<()> {
         Self::act("A better version: shadow, 10 % of requests, half of the nodes, full");
         self.push(models, "2.0.0")?;
-        let began = now();
+        let began = Instant::now();
         let id = self.start_rollout("good.toml", GOOD)?;
         self.until_stage(&id, "shadow").await?;
         let tally = Tally::of(&self.watch(1.5).await);
-        ensure!(tally.share("1.0.0") >= 1.0, "shadow answered a client: {:?}", tally.versions);
-        self.say(&format!("shadow: 2.0.0 gets copies of all requests, clients got {} answers, none of it", tally.total));
+        ensure!(
+            tally.share("1.0.0") >= 1.0,
+            "shadow answered a client: {:?}",
+            tally.versions
+        );
+        self.say(&format!(
+            "shadow: 2.0.0 gets copies of all requests, clients got {} answers, none of it",
+            tally.total
+        ));
 
         self.until_stage(&id, "canary-10").await?;
         let answers = self.watch(2.5).await;
         let tally = Tally::of(&answers);
         let share = tally.share("2.0.0") * 100.0;
-        ensure!((4.0..18.0).contains(&share), "{share:.1} % of answers came from 2.0.0");
-        self.say(&format!("canary-10: 2.0.0 answered {share:.1} % of {} requests", tally.total));
+        ensure!(
+            (4.0..18.0).contains(&share),
+            "{share:.1} % of answers came from 2.0.0"
+        );
+        self.say(&format!(
+            "canary-10: 2.0.0 answered {share:.1} % of {} requests",
+            tally.total
+        ));
 
         self.until_stage(&id, "half-of-nodes").await?;
         let tally = Tally::of(&self.watch(1.5).await);
-        let on_candidate = tally.nodes.values().filter(|versions| versions.keys().eq(["2.0.0"])).count();
-        let on_stable = tally.nodes.values().filter(|versions| versions.keys().eq(["1.0.0"])).count();
+        let on_candidate = tally
+            .nodes
+            .values()
+            .filter(|versions| versions.keys().eq(["2.0.0"]))
+            .count();
+        let on_stable = tally
+            .nodes
+            .values()
+            .filter(|versions| versions.keys().eq(["1.0.0"]))
+            .count();
         let half = self.cluster.agents.len().div_ceil(2);
-        ensure!(on_candidate == half && on_candidate + on_stable == self.cluster.agents.len(),
-            "nodes mix versions or the cohort is not {half}: {:?}", tally.nodes);
+        ensure!(
+            on_candidate == half && on_candidate + on_stable == self.cluster.agents.len(),
+            "nodes mix versions or the cohort is not {half}: {:?}",
+            tally.nodes
+        );
         self.say(&format!("half-of-nodes: {on_candidate} nodes answer with 2.0.0 only, {on_stable} with 1.0.0 only"));
 
         self.until_state(&id, "promoted").await?;
         let tally = Tally::of(&self.watch(1.0).await);
-        ensure!(tally.share("2.0.0") >= 1.0, "not all answers come from 2.0.0: {:?}", tally.versions);
+        ensure!(
+            tally.share("2.0.0") >= 1.0,
+            "not all answers come from 2.0.0: {:?}",
+            tally.versions
+        );
         let trip = Tally::of(&self.observer.since(began));
-        ensure!(trip.errors == 0, "{} requests failed during the rollout", trip.errors);
-        self.say(&format!("promoted: 2.0.0 is stable, {:.1} % right; {} requests during the rollout, 0 failed",
-            tally.accuracy() * 100.0, trip.total));
+        ensure!(
+            trip.errors == 0,
+            "{} requests failed during the rollout",
+            trip.errors
+        );
+        self.say(&format!(
+            "promoted: 2.0.0 is stable, {:.1} % right; {} requests during the rollout, 0 failed",
+            tally.accuracy() * 100.0,
+            trip.total
+        ));
         Ok(())
     }
 
     async fn bad_answers(&mut self, models: &Path) -> Result<()> {
         Self::act("A bad version: its answers are wrong, its tests pass");
         self.push(models, "3.0.0")?;
-        let began = now();
+        let began = Instant::now();
         let id = self.start_rollout("bad-answers.toml", BAD_ANSWERS)?;
         let rollout = self.until_state(&id, "withdrawn").await?;
-        self.say(&format!("the judge withdrew 3.0.0 by itself: {}", decisive(&rollout)?));
+        self.say(&format!(
+            "the judge withdrew 3.0.0 by itself: {}",
+            decisive(&rollout)?
+        ));
         let tally = Tally::of(&self.observer.since(began));
-        ensure!(tally.share("2.0.0") >= 1.0, "a client met the bad version: {:?}", tally.versions);
+        ensure!(
+            tally.share("2.0.0") >= 1.0,
+            "a client met the bad version: {:?}",
+            tally.versions
+        );
         let rollback = self.settled(&id).await?;
-        self.say(&format!("{}; {} clients' answers meanwhile, 0 from 3.0.0", receipts(&rollback), tally.total));
+        self.say(&format!(
+            "{}; {} clients' answers meanwhile, 0 from 3.0.0",
+            receipts(&rollback),
+            tally.total
+        ));
         Ok(())
     }
 
     async fn failing_version_and_a_lost_link(&mut self, models: &Path) -> Result<()> {
-        Self::act("Somebody skips the stages: 5.0.0 goes everywhere at once, and fails on some inputs");
+        Self::act(
+            "Somebody skips the stages: 5.0.0 goes everywhere at once, and fails on some inputs",
+        );
         self.push(models, "5.0.0")?;
-        let began = now();
+        let began = Instant::now();
         let last = self.cluster.agents.len() - 1;
         let id = self.start_rollout("failing.toml", FAILING)?;
         self.until_answer(began, last, "5.0.0").await?;
         self.cluster.last_link.cut(true);
-        let cut = now();
-        self.say(&format!("node-{} answers with 5.0.0; its link to the coordinator is cut now", last + 1));
+        let cut = Instant::now();
+        self.say(&format!(
+            "node-{} answers with 5.0.0; its link to the coordinator is cut now",
+            last + 1
+        ));
 
         let rollout = self.until_state(&id, "withdrawn").await?;
-        let withdrawn = now();
-        self.say(&format!("the judge withdrew 5.0.0: {}", decisive(&rollout)?));
+        self.say(&format!(
+            "the judge withdrew 5.0.0: {}",
+            decisive(&rollout)?
+        ));
+        self.connected_nodes_have_switched(&id, last).await?;
         let rollback = self.settled(&id).await?;
         self.say(&receipts(&rollback));
-        let fenced = rollback["receipts"]["fenced"].as_array().map_or(0, Vec::len);
-        ensure!(fenced == 1, "one node should be fenced by its lease: {rollback}");
+        let fenced = rollback["receipts"]["fenced"]
+            .as_array()
+            .map_or(0, Vec::len);
+        ensure!(
+            fenced == 1,
+            "one node should be fenced by its lease: {rollback}"
+        );
+        self.cut_off_node_fenced_itself(cut, last)?;
+        self.healed_node_stays_with_stable(began, last).await
+    }
 
+    /// Waits for the receipts of all nodes but `last`, and holds them to their word.
+    async fn connected_nodes_have_switched(&self, id: &str, last: usize) -> Result<()> {
+        let receipts = || self.cluster.json::<Value>(&["rollout", "receipts", id]);
+        let all_but_one = || Ok(receipts()?["receipts"]["received"] == last);
+        self.cluster
+            .until("all connected nodes sent their receipts", all_but_one)
+            .await?;
+        let late = self.watch(1.0).await;
+        let late = late
+            .iter()
+            .filter(|answer| answer.node != last && answer.is_from("5.0.0"));
+        ensure!(
+            late.count() == 0,
+            "a node went on with the withdrawn version after its receipt"
+        );
+        Ok(())
+    }
+
+    fn cut_off_node_fenced_itself(&self, cut: Instant, last: usize) -> Result<()> {
         let answers = self.observer.since(cut);
-        let last_bad = |node: Option<usize>| {
-            let of_candidate = answers.iter().filter(|answer| {
-                answer.version.as_deref() == Some("5.0.0") && node.is_none_or(|node| answer.node == node)
-            });
-            of_candidate.map(|answer| answer.sent).max()
-        };
-        let alone = last_bad(Some(last)).context("the cut-off node should have gone on under its lease")?;
-        let bound = LEASE.mul_f64(1.01);
-        ensure!(alone.duration_since(cut) <= bound, "the cut-off node outlived its lease");
-        let late = answers.iter().filter(|answer| {
-            answer.node != last && answer.version.as_deref() == Some("5.0.0")
-                && answer.sent > withdrawn + Duration::from_millis(500)
-        });
-        ensure!(late.count() == 0, "a connected node went on with the withdrawn version");
-        self.say(&format!("seen from outside: the cut-off node's last answer from 5.0.0 was {:.1} s after the cut (lease {} s)",
-            alone.duration_since(cut).as_secs_f64(), LEASE.as_secs()));
+        let alone = answers
+            .iter()
+            .filter(|answer| answer.node == last && answer.is_from("5.0.0"));
+        let alone = alone.map(|answer| answer.sent).max();
+        let alone = alone.context("the cut-off node should have gone on under its lease")?;
+        let after = alone.duration_since(cut);
+        ensure!(
+            after <= LEASE.mul_f64(1.01),
+            "the cut-off node outlived its lease: {after:?}"
+        );
+        self.say(&format!(
+            "seen from outside: the cut-off node's last answer from 5.0.0 was {:.1} s after the cut \
+             (lease {} s)",
+            after.as_secs_f64(),
+            LEASE.as_secs()
+        ));
+        Ok(())
+    }
 
+    async fn healed_node_stays_with_stable(&self, began: Instant, last: usize) -> Result<()> {
         self.cluster.last_link.cut(false);
-        let healed = now();
-        self.cluster.wait_for_agents(self.cluster.agents.len()).await?;
+        let healed = Instant::now();
+        self.cluster
+            .wait_for_agents(self.cluster.agents.len())
+            .await?;
+        let back = healed.elapsed();
         let tally = Tally::of(&self.watch(1.0).await);
-        ensure!(tally.share("2.0.0") >= 1.0, "not all answers come from 2.0.0: {:?}", tally.versions);
+        ensure!(
+            tally.share("2.0.0") >= 1.0,
+            "not all answers come from 2.0.0: {:?}",
+            tally.versions
+        );
         let whole = Tally::of(&self.observer.since(began));
         ensure!(whole.errors == 0, "{} requests failed", whole.errors);
-        self.say(&format!("healed: node-{} is back after {:.1} s and stays with 2.0.0; of {} requests in this act 0 failed: stable answered where 5.0.0 could not",
-            last + 1, healed.elapsed().as_secs_f64(), whole.total));
+        self.say(&format!(
+            "healed: node-{} is back after {:.1} s and stays with 2.0.0; of {} requests in this act \
+             0 failed: stable answered where 5.0.0 could not",
+            last + 1,
+            back.as_secs_f64(),
+            whole.total
+        ));
         Ok(())
     }
 
@@ -273,7 +410,9 @@ impl Story {
         self.cluster
             .until(&format!("node-{} answers with {version}", node + 1), || {
                 let answers = self.observer.since(from);
-                Ok(answers.iter().any(|a| a.node == node && a.version.as_deref() == Some(version)))
+                Ok(answers
+                    .iter()
+                    .any(|answer| answer.node == node && answer.is_from(version)))
             })
             .await
     }
@@ -281,7 +420,9 @@ impl Story {
     /// The receipts of a withdrawn rollout, once every node answered or is fenced.
     async fn settled(&self, id: &str) -> Result<Value> {
         let read = || self.cluster.json::<Value>(&["rollout", "receipts", id]);
-        self.cluster.until("the rollback is settled", || Ok(read()?["settled"] == true)).await?;
+        self.cluster
+            .until("the rollback is settled", || Ok(read()?["settled"] == true))
+            .await?;
         read()
     }
 
@@ -294,13 +435,28 @@ impl Story {
     }
 
     async fn keep_running(&self, dir: &Path) -> Result<()> {
-        let rollcall = format!("ROLLCALL_CONFIG_DIR={} cargo run -q --release --bin rollcall --", dir.join("operator").display());
-        println!("\nEverything keeps running (Ctrl-C ends it). To play with it, in another terminal:\n");
-        for command in ["status", "agent list", "rollout list", "version list", "rollback digits --reason \"trying it\"", "audit log"] {
+        let rollcall = format!(
+            "ROLLCALL_CONFIG_DIR={} cargo run -q --release --bin rollcall --",
+            dir.join("operator").display()
+        );
+        println!(
+            "\nEverything keeps running (Ctrl-C ends it). To play with it, in another terminal:\n"
+        );
+        for command in [
+            "status",
+            "agent list",
+            "rollout list",
+            "version list",
+            "rollback digits --reason \"trying it\"",
+            "audit log",
+        ] {
             println!("  {rollcall} {command}");
         }
         println!("  curl http://{}/v2/models/digits", self.cluster.agents[0]);
-        println!("  curl http://{}/rollcall/v1/status", self.cluster.agents[0]);
+        println!(
+            "  curl http://{}/rollcall/v1/status",
+            self.cluster.agents[0]
+        );
         tokio::signal::ctrl_c().await?;
         Ok(())
     }
@@ -308,12 +464,25 @@ impl Story {
 
 /// The finding that decided a withdrawn rollout, in words.
 fn decisive(rollout: &Value) -> Result<String> {
-    let findings = rollout["verdict"]["findings"].as_array().context("the rollout has no verdict")?;
-    let fails: Vec<_> = findings.iter().filter(|finding| finding["outcome"] == "fail").map(|finding| {
-        format!("{} ({:.4} over {} requests)", finding["rule"].as_str().unwrap_or_default(),
-            finding["candidate"].as_f64().unwrap_or(f64::NAN), finding["candidate_samples"])
-    }).collect();
-    ensure!(!fails.is_empty(), "a withdrawal without a failed rule: {rollout}");
+    let findings = rollout["verdict"]["findings"]
+        .as_array()
+        .context("the rollout has no verdict")?;
+    let fails: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding["outcome"] == "fail")
+        .map(|finding| {
+            format!(
+                "{} ({:.4} over {} requests)",
+                finding["rule"].as_str().unwrap_or_default(),
+                finding["candidate"].as_f64().unwrap_or(f64::NAN),
+                finding["candidate_samples"]
+            )
+        })
+        .collect();
+    ensure!(
+        !fails.is_empty(),
+        "a withdrawal without a failed rule: {rollout}"
+    );
     Ok(format!("broken: {}", fails.join("; ")))
 }
 
@@ -323,7 +492,13 @@ fn receipts(rollback: &Value) -> String {
     let count = |name: &str| rollback["receipts"][name].as_array().map_or(0, Vec::len);
     format!(
         "{} of {} receipts: p50 {:.1} ms, p99 {:.1} ms, last {} {:.1} ms; fenced by lease {}, silent {}",
-        rollback["receipts"]["received"], rollback["receipts"]["expected"], of("p50"), of("p99"),
-        rollback["last_node"].as_str().unwrap_or("-"), of("max"), count("fenced"), count("silent")
+        rollback["receipts"]["received"],
+        rollback["receipts"]["expected"],
+        of("p50"),
+        of("p99"),
+        rollback["last_node"].as_str().unwrap_or("-"),
+        of("max"),
+        count("fenced"),
+        count("silent")
     )
 }

@@ -26,7 +26,7 @@ pub struct Explored {
     pub fired: Fired,
 }
 
-/// The JSON that CLI.md promises.
+/// The JSON that others read.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the names are the contract")]
 pub struct Summary<'a> {

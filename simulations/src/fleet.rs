@@ -54,12 +54,18 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
     progress.set_message("enrolling");
     let identities = agents::enroll(&cluster.coordinator_dir(), options.agents)?;
     cluster.begin().await?;
-    let server = cluster.coordinator_pid().context("the coordinator does not run")?;
+    let server = cluster
+        .coordinator_pid()
+        .context("the coordinator does not run")?;
     let idle_bytes = figures::resident_bytes(server)?;
 
     let network = Relay::start(cluster.quic(), 7).await?;
     let direct = options.loss_percent == 0.0 && options.outage.is_zero();
-    let target = if direct { cluster.quic() } else { network.address() };
+    let target = if direct {
+        cluster.quic()
+    } else {
+        network.address()
+    };
     progress.set_message("connecting");
     let connecting = tokio::time::Instant::from_std(now());
     let agents = Agents::start(identities, target).await?;
@@ -69,8 +75,14 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
 
     push(&cluster, STABLE)?;
     start(&cluster, dir.path(), STABLE, "0s")?;
-    agents.until(options.agents, Seen::Stable(STABLE.parse()?)).await?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1,000")]
+    agents
+        .until(options.agents, Seen::Stable(STABLE.parse()?))
+        .await?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 1,000"
+    )]
     network.lose((options.loss_percent * 10.0) as u32);
     progress.set_length(u64::from(options.rounds));
     progress.set_message("rolling back");
@@ -89,9 +101,18 @@ fn now() -> std::time::Instant {
 }
 
 fn push(cluster: &Cluster, version: &str) -> Result<()> {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/digits/1.0.0/model.onnx");
+    let model =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/digits/1.0.0/model.onnx");
     let path = model.to_str().context("the checkout's path is not UTF-8")?;
-    cluster.print(&["version", "push", path, "--model", MODEL, "--version", version])?;
+    cluster.print(&[
+        "version",
+        "push",
+        path,
+        "--model",
+        MODEL,
+        "--version",
+        version,
+    ])?;
     Ok(())
 }
 
@@ -120,9 +141,13 @@ async fn measure(
     let version = format!("1.0.{round}");
     push(cluster, &version)?;
     start(cluster, dir, &version, "1h")?;
-    agents.until(options.agents, Seen::Candidate(version.parse()?)).await?;
+    agents
+        .until(options.agents, Seen::Candidate(version.parse()?))
+        .await?;
 
-    let server = cluster.coordinator_pid().context("the coordinator does not run")?;
+    let server = cluster
+        .coordinator_pid()
+        .context("the coordinator does not run")?;
     let cpu_before = figures::cpu(server)?;
     let outage = options.outage;
     if !outage.is_zero() {
@@ -132,14 +157,25 @@ async fn measure(
         tokio::time::sleep(outage).await;
         network.cut(false);
     };
-    let command = cluster.operator(&["rollback", MODEL, "--reason", "measured", "--wait", "60s", "-o", "json"]);
+    let command = cluster.operator(&[
+        "rollback", MODEL, "--reason", "measured", "--wait", "60s", "-o", "json",
+    ]);
     let rollback = tokio::task::spawn_blocking(move || crate::cluster::run(command));
     let (rollback, ()) = tokio::join!(rollback, heal);
     let rollback: Value = serde_json::from_str(&rollback??)?;
-    let decided_at: Timestamp = rollback["decided_at"].as_str().context("no decided_at")?.parse()?;
-    agents.until(options.agents, Seen::Stable(STABLE.parse()?)).await?;
+    let decided_at: Timestamp = rollback["decided_at"]
+        .as_str()
+        .context("no decided_at")?
+        .parse()?;
+    agents
+        .until(options.agents, Seen::Stable(STABLE.parse()?))
+        .await?;
     let cpu = figures::cpu(server)?.saturating_sub(cpu_before);
     let from = decided_at + outage;
-    let swapped = agents.swapped_at().into_iter().map(|at| at.since(from)).collect();
+    let swapped = agents
+        .swapped_at()
+        .into_iter()
+        .map(|at| at.since(from))
+        .collect();
     Round::new(swapped, cpu, &rollback, outage)
 }

@@ -58,7 +58,12 @@ impl Relay {
         let address = front.local_addr()?;
         let weather = Arc::new(Weather::default());
         let stop = CancellationToken::new();
-        let run = Forwarder { front, target, weather: Arc::clone(&weather), seed };
+        let run = Forwarder {
+            front,
+            target,
+            weather: Arc::clone(&weather),
+            seed,
+        };
         let stopped = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -66,7 +71,11 @@ impl Relay {
                 () = stopped.cancelled() => {}
             }
         });
-        Ok(Self { address, weather, _stop: stop.drop_guard() })
+        Ok(Self {
+            address,
+            weather,
+            _stop: stop.drop_guard(),
+        })
     }
 
     /// Where clients send to.
@@ -83,7 +92,9 @@ impl Relay {
 
     /// Loses this many of a thousand packets, each way.
     pub fn lose(&self, permille: u32) {
-        self.weather.loss_permille.store(permille, Ordering::Relaxed);
+        self.weather
+            .loss_permille
+            .store(permille, Ordering::Relaxed);
     }
 
     /// Packets forwarded and dropped so far.
@@ -109,17 +120,24 @@ impl Forwarder {
         let mut ways_back = JoinSet::new();
         let mut packet = [0; PACKET_BYTES_MAX];
         loop {
-            let Ok((length, client)) = self.front.recv_from(&mut packet).await else { continue };
+            let Ok((length, client)) = self.front.recv_from(&mut packet).await else {
+                continue;
+            };
             if !clients.contains_key(&client) {
                 if clients.len() >= CLIENTS_MAX {
                     continue;
                 }
-                let Ok(back) = self.connect().await else { continue };
+                let Ok(back) = self.connect().await else {
+                    continue;
+                };
                 let way_back = self.way_back(Arc::clone(&back), client, random.random());
                 ways_back.spawn(way_back);
                 clients.insert(client, back);
             }
-            if self.weather.passes(&self.weather.cut_to_target, random.random()) {
+            if self
+                .weather
+                .passes(&self.weather.cut_to_target, random.random())
+            {
                 // UDP may drop; a full buffer is weather too.
                 let _ = clients[&client].send(&packet[..length]).await;
             }
@@ -144,7 +162,9 @@ impl Forwarder {
             let mut packet = [0; PACKET_BYTES_MAX];
             loop {
                 // A target that is not there yet answers with an ICMP error: wait for it.
-                let Ok(length) = back.recv(&mut packet).await else { continue };
+                let Ok(length) = back.recv(&mut packet).await else {
+                    continue;
+                };
                 if weather.passes(&weather.cut_to_client, random.random()) {
                     let _ = front.send_to(&packet[..length], client).await;
                 }

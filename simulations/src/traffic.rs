@@ -44,7 +44,10 @@ impl Rows {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let mut file: ValidationFile = serde_json::from_str(&text)?;
-        let input = file.inputs.pop().context("the validation set has no input")?;
+        let input = file
+            .inputs
+            .pop()
+            .context("the validation set has no input")?;
         let width = *input.shape.get(1).context("the input is not of rank 2")?;
         Ok(Self {
             input: input.name,
@@ -79,20 +82,35 @@ pub struct Answer {
     pub latency: Duration,
 }
 
+impl Answer {
+    /// Whether `version` answered.
+    #[must_use]
+    pub fn is_from(&self, version: &str) -> bool {
+        self.version.as_deref() == Some(version)
+    }
+}
+
 /// All answers so far. Bounded by the demo's length and rate.
 #[derive(Clone, Default)]
 pub struct Observer(Arc<Mutex<Vec<Answer>>>);
 
 impl Observer {
     fn note(&self, answer: Answer) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(answer);
     }
 
     /// Answers to requests that were sent at `from` or later.
     #[must_use]
     pub fn since(&self, from: Instant) -> Vec<Answer> {
         let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.iter().filter(|answer| answer.sent >= from).cloned().collect()
+        answers
+            .iter()
+            .filter(|answer| answer.sent >= from)
+            .cloned()
+            .collect()
     }
 }
 
@@ -116,7 +134,10 @@ impl Tally {
     /// Counts answers.
     #[must_use]
     pub fn of(answers: &[Answer]) -> Self {
-        let mut tally = Self { total: answers.len(), ..Self::default() };
+        let mut tally = Self {
+            total: answers.len(),
+            ..Self::default()
+        };
         for answer in answers {
             let Some(version) = &answer.version else {
                 tally.errors += 1;
@@ -149,7 +170,10 @@ impl Tally {
     /// Median latency.
     #[must_use]
     pub fn p50(&self) -> Duration {
-        self.latencies.get(self.latencies.len() / 2).copied().unwrap_or_default()
+        self.latencies
+            .get(self.latencies.len() / 2)
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -220,7 +244,6 @@ impl Client {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the observer measures from outside")]
     async fn ask(&self, row: usize) -> Answer {
         let sent = Instant::now();
         let answer = self.infer(row).await;
@@ -229,7 +252,13 @@ impl Client {
             Ok((version, right)) => (Some(version), right),
             Err(_) => (None, false),
         };
-        Answer { sent, node: self.node, version, right, latency }
+        Answer {
+            sent,
+            node: self.node,
+            version,
+            right,
+            latency,
+        }
     }
 
     async fn infer(&self, row: usize) -> Result<(String, bool)> {
@@ -245,7 +274,11 @@ impl Client {
             .iter()
             .find(|output| output.name == self.rows.scores_output)
             .context("the answer has no scores")?;
-        let best = scores.data.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        let best = scores
+            .data
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.total_cmp(b.1));
         let label = self.rows.labels[row % self.rows.labels.len()];
         let right = best.is_some_and(|(class, _)| i64::try_from(class) == Ok(label));
         Ok((answer.model_version, right))

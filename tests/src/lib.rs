@@ -34,7 +34,11 @@ impl Fleet {
         let dir = tempfile::tempdir()?;
         let programs = Programs::at(programs.into());
         let cluster = Cluster::start(programs, dir.path(), agents, None).await?;
-        Ok(Self { cluster, dir, http: http_client() })
+        Ok(Self {
+            cluster,
+            dir,
+            http: http_client(),
+        })
     }
 
     /// Pushes `digits` at `version` from the test models.
@@ -44,7 +48,15 @@ impl Fleet {
     pub fn push(&self, version: &str) -> Result<()> {
         let path = model_folder().join("digits").join(version);
         let path = path.to_str().context("UTF-8 path")?;
-        self.cluster.print(&["version", "push", path, "--model", "digits", "--version", version])?;
+        self.cluster.print(&[
+            "version",
+            "push",
+            path,
+            "--model",
+            "digits",
+            "--version",
+            version,
+        ])?;
         Ok(())
     }
 
@@ -66,7 +78,12 @@ impl Fleet {
     /// When it is not in time.
     pub async fn until_state(&self, id: &str, state: &str) -> Result<Value> {
         let show = || self.cluster.json::<Value>(&["rollout", "show", id]);
-        self.cluster.until(&format!("{id} is {state}"), || Ok(show()?["state"] == state)).await?;
+        self.cluster
+            .until(
+                &format!("{id} is {state}"),
+                || Ok(show()?["state"] == state),
+            )
+            .await?;
         show()
     }
 
@@ -100,13 +117,23 @@ impl Fleet {
     /// # Errors
     /// When the node does not answer with 200.
     pub async fn ask(&self, node: usize, key: &str) -> Result<String> {
-        let url = format!("http://{}/v2/models/digits/infer", self.cluster.agents[node]);
-        let request = self.http.post(url).header("x-rollcall-key", key).json(&good_request());
+        let url = format!(
+            "http://{}/v2/models/digits/infer",
+            self.cluster.agents[node]
+        );
+        let request = self
+            .http
+            .post(url)
+            .header("x-rollcall-key", key)
+            .json(&good_request());
         let answer = request.send().await?;
         let status = answer.status();
         let body: Value = answer.json().await?;
         ensure!(status.is_success(), "{status}: {body}");
-        Ok(body["model_version"].as_str().context("no version")?.to_owned())
+        Ok(body["model_version"]
+            .as_str()
+            .context("no version")?
+            .to_owned())
     }
 
     /// Waits until a node answers with `version`.
@@ -115,7 +142,11 @@ impl Fleet {
     /// When it does not in time.
     pub async fn until_answers(&self, node: usize, version: &str) -> Result<()> {
         let wait = async {
-            while !self.ask(node, "key").await.is_ok_and(|answered| answered == version) {
+            while !self
+                .ask(node, "key")
+                .await
+                .is_ok_and(|answered| answered == version)
+            {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -131,7 +162,11 @@ impl Fleet {
     pub async fn until_candidate_answers(&self, node: usize, version: &str) -> Result<()> {
         let wait = async {
             for key in 0.. {
-                if self.ask(node, &format!("key-{key}")).await.is_ok_and(|answer| answer == version) {
+                if self
+                    .ask(node, &format!("key-{key}"))
+                    .await
+                    .is_ok_and(|answer| answer == version)
+                {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -151,7 +186,11 @@ impl Fleet {
             let mut in_a_row = 0;
             while in_a_row < 40 {
                 let answer = self.ask(node, &format!("key-{in_a_row}")).await;
-                in_a_row = if answer.is_ok_and(|answer| answer == version) { in_a_row + 1 } else { 0 };
+                in_a_row = if answer.is_ok_and(|answer| answer == version) {
+                    in_a_row + 1
+                } else {
+                    0
+                };
             }
         };
         tokio::time::timeout(PATIENCE, wait)
@@ -174,7 +213,10 @@ impl Fleet {
 /// When it succeeds.
 pub fn refusal(command: &mut Command) -> Result<(String, i32)> {
     let output = command.output()?;
-    ensure!(!output.status.success(), "this should have been refused: {command:?}");
+    ensure!(
+        !output.status.success(),
+        "this should have been refused: {command:?}"
+    );
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Ok((text, output.status.code().context("killed")?))
 }

@@ -1,13 +1,17 @@
 //! The sample configurations say the truth: they are read, and what they show as
 //! defaults are the defaults.
 
+#![expect(clippy::unwrap_used, reason = "a checkout that cannot be read fails the test")]
+
 use std::path::{Path, PathBuf};
 
 use rollcall_agent::config::Config as AgentConfig;
 use rollcall_coordinator::config::Config as CoordinatorConfig;
 
 fn sample(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(name)
 }
 
 /// The sample with every commented setting switched on.
@@ -35,7 +39,8 @@ fn uncommented(name: &str, folder: &Path) -> PathBuf {
 fn the_coordinators_sample_shows_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let sample = CoordinatorConfig::read(&sample("coordinator.toml")).unwrap();
-    let spelt_out = CoordinatorConfig::read(&uncommented("coordinator.toml", folder.path())).unwrap();
+    let spelt_out =
+        CoordinatorConfig::read(&uncommented("coordinator.toml", folder.path())).unwrap();
     assert_eq!(sample, spelt_out);
 }
 

@@ -10,15 +10,12 @@ use tokio::time::Instant;
 
 const PROGRAMS: &str = env!("CARGO_BIN_EXE_rollcall-under-test");
 
-#[expect(clippy::disallowed_methods, reason = "observed from outside, in wall time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 fn traffic(fleet: &Fleet, observer: &Observer) -> Result<Traffic> {
     let rows = Rows::read(&model_folder().join("digits/1.0.0/validation.json"))?;
     let urls = fleet.cluster.agents.iter();
-    let urls = urls.map(|http| format!("http://{http}/v2/models/digits/infer")).collect();
+    let urls = urls
+        .map(|http| format!("http://{http}/v2/models/digits/infer"))
+        .collect();
     Ok(Traffic::start(urls, Arc::new(rows), 40, observer))
 }
 
@@ -29,7 +26,7 @@ async fn a_coordinator_killed_in_a_canary_takes_the_rollout_up_again() -> Result
     fleet.push("2.0.0")?;
     let observer = Observer::default();
     let _traffic = traffic(&fleet, &observer)?;
-    let began = now();
+    let began = Instant::now();
     let id = fleet.rollout(&canary_plan("2.0.0"))?;
     fleet.until_stage(&id, "shadow").await?;
     fleet.cluster.print(&["rollout", "advance", &id])?;
@@ -46,14 +43,19 @@ async fn a_coordinator_killed_in_a_canary_takes_the_rollout_up_again() -> Result
     fleet.cluster.kill_coordinator();
     fleet.cluster.start_coordinator()?;
     fleet.cluster.wait_for_agents(2).await?;
-    let told: Value = fleet.cluster.json(&["rollback", "digits", "--reason", "enough"])?;
+    let told: Value = fleet
+        .cluster
+        .json(&["rollback", "digits", "--reason", "enough"])?;
     assert_eq!(told["receipts"]["received"], 2, "{told}");
 
     fleet.cluster.kill_coordinator();
     fleet.cluster.start_coordinator()?;
     fleet.cluster.wait_for_agents(2).await?;
     let rollout: Value = fleet.cluster.json(&["rollout", "show", &id])?;
-    assert_eq!(rollout["state"], "withdrawn", "an acknowledged rollback was lost");
+    assert_eq!(
+        rollout["state"], "withdrawn",
+        "an acknowledged rollback was lost"
+    );
     assert_eq!(fleet.ask(0, "key").await?, "1.0.0");
     fleet.cluster.print(&["audit", "verify"])?;
     let tally = Tally::of(&observer.since(began));

@@ -11,7 +11,9 @@ const PROGRAMS: &str = env!("CARGO_BIN_EXE_rollcall-under-test");
 async fn answers(fleet: &Fleet, node: usize, keys: u32) -> Result<BTreeMap<String, u32>> {
     let mut versions = BTreeMap::new();
     for key in 0..keys {
-        *versions.entry(fleet.ask(node, &format!("key-{key}")).await?).or_default() += 1;
+        *versions
+            .entry(fleet.ask(node, &format!("key-{key}")).await?)
+            .or_default() += 1;
     }
     Ok(versions)
 }
@@ -23,21 +25,29 @@ async fn a_canary_is_taken_back_with_a_receipt_from_every_node() -> Result<()> {
     fleet.push("2.0.0")?;
     let id = fleet.rollout(&canary_plan("2.0.0"))?;
     fleet.until_stage(&id, "shadow").await?;
-    assert_eq!(answers(&fleet, 0, 40).await?.keys().collect::<Vec<_>>(), ["1.0.0"]);
+    assert_eq!(
+        answers(&fleet, 0, 40).await?.keys().collect::<Vec<_>>(),
+        ["1.0.0"]
+    );
     fleet.cluster.print(&["rollout", "advance", &id])?;
     fleet.until_stage(&id, "half").await?;
     for node in 0..3 {
         fleet.until_candidate_answers(node, "2.0.0").await?;
     }
     let mixed = answers(&fleet, 1, 200).await?;
-    assert!((60..140).contains(&mixed["2.0.0"]), "half of the keys: {mixed:?}");
+    assert!(
+        (60..140).contains(&mixed["2.0.0"]),
+        "half of the keys: {mixed:?}"
+    );
     for key in ["ana", "bob", "eve", "kim"] {
         let first = fleet.ask(0, key).await?;
         assert_eq!(first, fleet.ask(1, key).await?, "{key} meets two versions");
         assert_eq!(first, fleet.ask(2, key).await?, "{key} meets two versions");
     }
 
-    let told: Value = fleet.cluster.json(&["rollback", "digits", "--reason", "wrong answers"])?;
+    let told: Value = fleet
+        .cluster
+        .json(&["rollback", "digits", "--reason", "wrong answers"])?;
     assert_eq!(told["model"], "digits");
     assert_eq!(told["rollout"], id.as_str());
     assert_eq!(told["withdrawn"], "2.0.0");
@@ -51,10 +61,16 @@ async fn a_canary_is_taken_back_with_a_receipt_from_every_node() -> Result<()> {
     assert!(told["propagation_ms"]["max"].as_f64() >= told["propagation_ms"]["p50"].as_f64());
     assert!(told["last_node"].is_string());
     for node in 0..3 {
-        assert_eq!(answers(&fleet, node, 60).await?.keys().collect::<Vec<_>>(), ["1.0.0"]);
+        assert_eq!(
+            answers(&fleet, node, 60).await?.keys().collect::<Vec<_>>(),
+            ["1.0.0"]
+        );
     }
     let (why, _) = fleet.refusal(&["rollout", "start", &plan_file(&fleet)])?;
-    assert!(why.contains("withdrawn"), "a withdrawn version may not come back: {why}");
+    assert!(
+        why.contains("withdrawn"),
+        "a withdrawn version may not come back: {why}"
+    );
     fleet.cluster.print(&["audit", "verify"])?;
     Ok(())
 }
@@ -69,8 +85,13 @@ async fn a_finished_rollout_goes_back_to_the_version_before_it() -> Result<()> {
     fleet.make_stable("1.0.0").await?;
     fleet.make_stable("2.0.0").await?;
     fleet.until_answers(0, "2.0.0").await?;
-    let told: Value = fleet.cluster.json(&["rollback", "digits", "--reason", "late regret"])?;
-    assert_eq!((&told["withdrawn"], &told["serving"]), (&"2.0.0".into(), &"1.0.0".into()));
+    let told: Value = fleet
+        .cluster
+        .json(&["rollback", "digits", "--reason", "late regret"])?;
+    assert_eq!(
+        (&told["withdrawn"], &told["serving"]),
+        (&"2.0.0".into(), &"1.0.0".into())
+    );
     assert_eq!(told["receipts"]["received"], 2);
     for node in 0..2 {
         assert_eq!(fleet.ask(node, "key").await?, "1.0.0");
@@ -90,12 +111,21 @@ async fn a_silent_node_is_reported_fenced_and_not_before_its_lease_is_over() -> 
     fleet.cluster.print(&["rollout", "advance", &id])?;
     fleet.until_candidate_answers(1, "2.0.0").await?;
     fleet.cluster.last_link.cut(true);
-    let told: Value = fleet.cluster.json(&["rollback", "digits", "--reason", "cut off"])?;
+    let told: Value = fleet
+        .cluster
+        .json(&["rollback", "digits", "--reason", "cut off"])?;
     assert_eq!(told["receipts"]["received"], 1, "{told}");
     assert_eq!(told["receipts"]["fenced"][0]["node"], "node-2", "{told}");
-    assert_eq!(answers(&fleet, 1, 60).await?.keys().collect::<Vec<_>>(), ["1.0.0"], "it fenced itself");
+    assert_eq!(
+        answers(&fleet, 1, 60).await?.keys().collect::<Vec<_>>(),
+        ["1.0.0"],
+        "it fenced itself"
+    );
     fleet.cluster.last_link.cut(false);
     fleet.cluster.wait_for_agents(2).await?;
-    assert_eq!(answers(&fleet, 1, 60).await?.keys().collect::<Vec<_>>(), ["1.0.0"]);
+    assert_eq!(
+        answers(&fleet, 1, 60).await?.keys().collect::<Vec<_>>(),
+        ["1.0.0"]
+    );
     Ok(())
 }

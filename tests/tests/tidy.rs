@@ -1,5 +1,10 @@
 //! The few rules of the house that a compiler cannot check.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a checkout that cannot be read fails the test"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +14,10 @@ const MAIN_LINES_MAX: usize = 60;
 const TEST_LINES_MAX: usize = 900;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -26,7 +34,11 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 fn all_rust_files() -> Vec<PathBuf> {
     let mut found = Vec::new();
     rust_files(&root(), &mut found);
-    assert!(found.len() > 50, "only {} files found: looked in the wrong place?", found.len());
+    assert!(
+        found.len() > 50,
+        "only {} files found: looked in the wrong place?",
+        found.len()
+    );
     found
 }
 
@@ -39,7 +51,10 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(manifest)).unwrap();
     let table: toml::Table = text.parse().unwrap();
     let list = table["dependencies"].as_table().unwrap();
-    assert!(!list.is_empty(), "{manifest} has no dependencies: read wrongly?");
+    assert!(
+        !list.is_empty(),
+        "{manifest} has no dependencies: read wrongly?"
+    );
     list.keys().cloned().collect()
 }
 
@@ -50,7 +65,10 @@ fn every_file_says_what_it_is_for() {
         .filter(|path| path.file_name().is_none_or(|name| name != "tests.rs"))
         .filter(|path| !fs::read_to_string(path).unwrap().starts_with("//!"))
         .collect();
-    assert!(silent.is_empty(), "files without a module doc at their top: {silent:#?}");
+    assert!(
+        silent.is_empty(),
+        "files without a module doc at their top: {silent:#?}"
+    );
 }
 
 #[test]
@@ -58,7 +76,10 @@ fn no_room_is_too_long_to_read() {
     let mut long = Vec::new();
     for path in all_rust_files() {
         let text = fs::read_to_string(&path).unwrap();
-        let code = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+        let code = text
+            .lines()
+            .take_while(|line| *line != "#[cfg(test)]")
+            .count();
         let bound = if path.ends_with("main.rs") {
             MAIN_LINES_MAX
         } else if is_test_file(&path) {
@@ -67,7 +88,10 @@ fn no_room_is_too_long_to_read() {
             CODE_LINES_MAX
         };
         if code > bound {
-            long.push(format!("{} has {code} lines of at most {bound}", path.display()));
+            long.push(format!(
+                "{} has {code} lines of at most {bound}",
+                path.display()
+            ));
         }
     }
     assert!(long.is_empty(), "{long:#?}");
@@ -75,14 +99,27 @@ fn no_room_is_too_long_to_read() {
 
 #[test]
 fn cores_know_no_runtime_socket_disk_or_clock() {
-    let allowed: BTreeSet<String> = ["rollcall-shared", "serde", "serde_json", "thiserror"].map(String::from).into();
+    let allowed: BTreeSet<String> = ["rollcall-shared", "serde", "serde_json", "thiserror"]
+        .map(String::from)
+        .into();
     for manifest in ["coordinator/core/Cargo.toml", "agent/core/Cargo.toml"] {
-        let extra: Vec<_> = dependencies(manifest).difference(&allowed).cloned().collect();
-        assert!(extra.is_empty(), "{manifest} must stay pure, but depends on {extra:?}");
+        let extra: Vec<_> = dependencies(manifest)
+            .difference(&allowed)
+            .cloned()
+            .collect();
+        assert!(
+            extra.is_empty(),
+            "{manifest} must stay pure, but depends on {extra:?}"
+        );
     }
     let words = dependencies("shared/Cargo.toml");
-    for banned in ["tokio", "quinn", "rustls", "sled", "rusqlite", "rand", "axum"] {
-        assert!(!words.contains(banned), "shared must stay pure, but depends on {banned}");
+    for banned in [
+        "tokio", "quinn", "rustls", "sled", "rusqlite", "rand", "axum",
+    ] {
+        assert!(
+            !words.contains(banned),
+            "shared must stay pure, but depends on {banned}"
+        );
     }
 }
 
@@ -97,7 +134,10 @@ fn coordinator_and_agent_share_words_and_nothing_else() {
         ("shared/transport/Cargo.toml", "rollcall-coordinator"),
     ] {
         let known = dependencies(manifest);
-        assert!(!known.iter().any(|name| name.starts_with(stranger)), "{manifest} depends on {stranger}");
+        assert!(
+            !known.iter().any(|name| name.starts_with(stranger)),
+            "{manifest} depends on {stranger}"
+        );
     }
 }
 

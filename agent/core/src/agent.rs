@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
-use rollcall_shared::ids::{Generation, ModelName};
+use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::limits::{HEARTBEAT_EVERY, MODELS_PER_NODE_MAX};
 use rollcall_shared::report::Readiness;
 use rollcall_shared::time::Timestamp;
@@ -81,6 +81,8 @@ struct Model {
     lease: Option<Lease>,
     /// The newest generation ever heard of; an answer that is older renews nothing.
     heard: Generation,
+    /// The rollout whose candidate we said something about: how far it is, at least once.
+    told: Option<RolloutId>,
 }
 
 #[derive(Debug)]

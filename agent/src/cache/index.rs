@@ -8,9 +8,11 @@
 //! from memory and only writes to it. A write that fails costs the index for the rest of
 //! this run, and nothing else.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::codec;
@@ -19,6 +21,7 @@ use rollcall_shared::ids::ModelName;
 use rollcall_shared::manifest::ManifestFile;
 use rollcall_shared::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::files::{remove, set_aside};
 use crate::engine::panics::catch;
@@ -29,6 +32,13 @@ const PAGE_CACHE_BYTES: u64 = 4 << 20;
 /// How often sled writes out what it holds, in milliseconds. It may lose as much in a
 /// power cut, which costs a time of last use.
 const FLUSH_EVERY_MS: u64 = 1_000;
+
+/// How often and how long sled's own lock is waited for: 2 s. sled writes on threads of
+/// its own and waits for what they write, not for them: the last of them lets go of the
+/// file after `drop` has returned. On a busy machine that took up to 5 ms.
+const LOCK_TRIES: u32 = 400;
+/// See [`LOCK_TRIES`].
+const LOCK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// Changed when [`IndexRecord`] changes; records of another form are left where they are.
 const VERSIONS_TREE: &str = "versions-1";
@@ -46,7 +56,8 @@ pub(super) struct IndexRecord {
     pub(super) pinned: bool,
 }
 
-/// Why there can be no index, and no cache either.
+/// Why there can be no index, and no cache either: it is open, though the folder's lock
+/// is ours. Somebody removed the lock's file below a living agent.
 #[derive(Debug, thiserror::Error)]
 #[error("another process has the index open")]
 pub(super) struct Held;
@@ -65,12 +76,17 @@ enum Opening {
 pub(super) struct Index {
     /// `None`: without an index until the next start.
     db: Mutex<Option<sled::Db>>,
+    /// Let go of after `db`, by whoever uses the index last. The system does it when the
+    /// process ends, however it ends.
+    _folder_lock: File,
+    /// Last, so that the folder is free when it says so.
+    closed: DropGuard,
 }
 
 impl Index {
-    /// Opens the index below `dir` and reads all of it. A damaged one is set aside and
-    /// an empty one put in its place.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Vec<IndexRecord>), Held> {
+    /// Opens the index below `dir`, whose lock is `folder_lock`, and reads all of it. A
+    /// damaged one is set aside and an empty one put in its place.
+    pub(super) fn open(dir: &Path, folder_lock: File) -> Result<(Self, Vec<IndexRecord>), Held> {
         let folder = dir.join("index");
         let marker = dir.join("index.opening");
         // Damage may end the process instead of unwinding (a huge allocation), or hang it
@@ -81,33 +97,39 @@ impl Index {
         if let Err(error) = std::fs::write(&marker, b"") {
             tracing::warn!("cannot write {}: {error}", marker.display());
         }
-        let mut opening = open_and_read(&folder);
+        let mut opening = open_when_free(&folder);
         if let Opening::Damaged(why) = &opening {
             put_aside(&folder, why);
-            opening = open_and_read(&folder);
+            opening = match open_when_free(&folder) {
+                // Where it could not be set aside, sled may not have let go of it.
+                Opening::Held => Opening::Impossible("it is still open".to_owned()),
+                opened @ (Opening::Good(..) | Opening::Damaged(_) | Opening::Impossible(_)) => {
+                    opened
+                }
+            };
         }
         if let Err(error) = remove(&marker) {
             tracing::warn!("{error}: {}", error.kind());
         }
-        let without = |why: String| {
-            tracing::warn!("the agent runs without a cache index until its next start: {why}");
-            (
-                Self {
-                    db: Mutex::new(None),
-                },
-                Vec::new(),
-            )
+        let (db, records) = match opening {
+            Opening::Good(db, records) => (Some(db), records),
+            Opening::Damaged(why) | Opening::Impossible(why) => {
+                tracing::warn!("the agent runs without a cache index until its next start: {why}");
+                (None, Vec::new())
+            }
+            Opening::Held => return Err(Held),
         };
-        match opening {
-            Opening::Good(db, records) => Ok((
-                Self {
-                    db: Mutex::new(Some(db)),
-                },
-                records,
-            )),
-            Opening::Damaged(why) | Opening::Impossible(why) => Ok(without(why)),
-            Opening::Held => Err(Held),
-        }
+        let index = Self {
+            db: Mutex::new(db),
+            _folder_lock: folder_lock,
+            closed: CancellationToken::new().drop_guard(),
+        };
+        Ok((index, records))
+    }
+
+    /// Cancelled when the last owner is gone and the folder's lock with it.
+    pub(super) fn closed(&self) -> CancellationToken {
+        self.closed.token().clone()
     }
 
     /// Writes one version.
@@ -192,6 +214,21 @@ fn put_aside(folder: &Path, why: &str) {
             error.kind()
         ),
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "opening blocks; sled tells no end to wait for"
+)]
+fn open_when_free(folder: &Path) -> Opening {
+    for _ in 0..LOCK_TRIES {
+        let opening = open_and_read(folder);
+        if !matches!(opening, Opening::Held) {
+            return opening;
+        }
+        std::thread::sleep(LOCK_AGAIN_AFTER);
+    }
+    Opening::Held
 }
 
 fn open_and_read(folder: &Path) -> Opening {

@@ -84,6 +84,42 @@ fn a_second_agent_in_the_folder_is_told_so() {
 }
 
 #[test]
+fn a_folder_is_in_use_until_its_state_store_is_gone_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let (store, closed) = (cache.state_store(), cache.closed());
+    drop(cache);
+    assert!(!closed.is_cancelled());
+    assert!(matches!(
+        Cache::open(dir.path(), QUOTA, public_key()),
+        Err(CacheError::InUse { .. })
+    ));
+    drop(store);
+    assert!(closed.is_cancelled());
+    open(dir.path());
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the first tries must have failed"
+)]
+fn an_index_that_sled_lets_go_of_late_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let version = fetch(&open(dir.path()), &made("m", 1, 300, None), at(7));
+    let db = dir.path().join("index/db");
+    let straggler = File::options().write(true).open(db).unwrap();
+    straggler.lock().unwrap();
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| open(dir.path()));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(straggler);
+        let entry = opening.join().unwrap().list().remove(0);
+        assert_eq!((entry.version, entry.last_used), (version, at(7)));
+    });
+}
+
+#[test]
 fn a_killed_fetch_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = Bundle::real("digits", "4.0.0");

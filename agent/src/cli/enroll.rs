@@ -263,7 +263,10 @@ mod tests {
         assert_eq!(config.labels, labels);
         let elsewhere: SocketAddr = "0.0.0.0:9000".parse().unwrap();
         let text_elsewhere = configuration("host:7443", &key, Some(elsewhere), &labels);
-        assert_eq!(toml::from_str::<Config>(&text_elsewhere).unwrap().http, elsewhere);
+        assert_eq!(
+            toml::from_str::<Config>(&text_elsewhere).unwrap().http,
+            elsewhere
+        );
         // Every commented default is the true default.
         let uncommented: String = text
             .lines()

@@ -32,7 +32,7 @@ pub(crate) fn assignment_for(
         model: model.clone(),
         generation: entry.generation,
         stable: entry.stable,
-        previous: entry.previous,
+        previous: state.previous(model),
         candidate,
     })
 }

@@ -119,7 +119,7 @@ impl Coordinator {
         let software = coordinator.config.software.clone();
         coordinator.record(&mut turn, Actor::System, Event::Booted { software });
         coordinator.resume_trials(now);
-        coordinator.resume_rollbacks();
+        coordinator.resume_rollbacks(now);
         (coordinator, turn.into_effects())
     }
 

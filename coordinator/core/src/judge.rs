@@ -6,9 +6,15 @@
 //! be read, and recomputed, from its record alone.
 //!
 //! Missing data holds: with fewer than `min_requests` a finding is `Insufficient`, neither a
-//! pass nor a failure. Counts accumulate from the beginning of a stage. Looking often at a
-//! fixed threshold is not a test with a bounded error; the sequential tests of JUDGE.md stand
-//! beside these rules later, not instead.
+//! pass nor a failure.
+//!
+//! Every limit is held to the whole stage, and once more to the last checks alone, where a
+//! breach late in a long watch is not diluted by the good hours before it; those findings say
+//! `(recent)` in their rule. The recent counts stand in a verdict where they have something to
+//! say of their own: only part of the stage, and enough of it. They never hold a gate.
+//!
+//! Looking often at a fixed threshold is not a test with a bounded error; the sequential tests
+//! stand beside these rules later, not instead.
 //!
 //! Pure: a function of its arguments.
 
@@ -27,12 +33,23 @@ pub const LATENCY_NOISE_MS: f64 = 1.0;
 pub struct Evidence<'a> {
     /// What was seen of the candidate in this stage; `None` before the first stage.
     pub candidate: Option<&'a Counts>,
+    /// What was seen over the last checks of the stage.
+    pub recent: Recent<'a>,
     /// Whether the candidate only shadows.
     pub shadow: bool,
     /// What it is compared with.
     pub baseline: Baseline<'a>,
     /// How loading it went.
     pub loads: Loads,
+}
+
+/// The last checks' part of the evidence.
+#[derive(Clone, Copy, Debug)]
+pub struct Recent<'a> {
+    /// What was seen of the candidate.
+    pub candidate: &'a Counts,
+    /// What was seen of stable, where that is compared with.
+    pub stable: &'a Counts,
 }
 
 /// What a candidate is compared with.
@@ -60,16 +77,38 @@ pub struct Loads {
 pub fn judge(policy: &Policy, evidence: &Evidence<'_>) -> Verdict {
     let mut findings = vec![loads(evidence.loads)];
     if let Some(candidate) = evidence.candidate {
-        let bench = Bench {
+        let stage = Bench {
             policy,
             candidate,
             baseline: &evidence.baseline,
         };
-        findings.extend(bench.absolute());
-        findings.extend(bench.multiples());
-        findings.extend(evidence.shadow.then(|| bench.agreement()).flatten());
+        findings.extend(stage.findings(evidence.shadow));
+        findings.extend(recent(policy, candidate, evidence));
     }
     Verdict::of(findings)
+}
+
+/// What the last checks alone say, if they are not all of the stage.
+fn recent(policy: &Policy, stage: &Counts, evidence: &Evidence<'_>) -> Vec<Finding> {
+    let Recent { candidate, stable } = evidence.recent;
+    if candidate == stage {
+        return Vec::new();
+    }
+    let concurrent = Baseline::Concurrent(stable);
+    let bench = Bench {
+        policy,
+        candidate,
+        baseline: match evidence.baseline {
+            Baseline::Concurrent(_) => &concurrent,
+            Baseline::Remembered(_) | Baseline::Nothing => &evidence.baseline,
+        },
+    };
+    let mut findings = bench.findings(evidence.shadow);
+    findings.retain(|finding| finding.outcome != Outcome::Insufficient);
+    for finding in &mut findings {
+        finding.rule.push_str(" (recent)");
+    }
+    findings
 }
 
 /// One bad node is not a bad candidate; two are, and so is the only one.
@@ -105,6 +144,14 @@ struct Measured {
 }
 
 impl Bench<'_> {
+    fn findings(&self, shadow: bool) -> Vec<Finding> {
+        let agreement = shadow.then(|| self.agreement()).flatten();
+        self.absolute()
+            .chain(self.multiples())
+            .chain(agreement)
+            .collect()
+    }
+
     fn absolute(&self) -> impl Iterator<Item = Finding> {
         let policy = self.policy;
         let limits = [

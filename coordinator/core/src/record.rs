@@ -193,6 +193,6 @@ pub struct Propagation {
     pub receipts_ms: BTreeMap<NodeId, f64>,
     /// Nodes that were silent until their lease was over, and since when they are fenced.
     pub fenced: BTreeMap<NodeId, Timestamp>,
-    /// Nodes that are silent and hold no lease that could run out (the version was stable there).
+    /// Nodes that are silent and hold no lease that could run out (it may serve the version by right).
     pub silent: BTreeSet<NodeId>,
 }

@@ -5,36 +5,41 @@
 //! withdrawal's generation or a newer one, without the withdrawn version. A node that stays
 //! silent is *fenced* once every lease it may hold is over; it is never called a success.
 //!
-//! When the withdrawn version was stable there is no lease: a silent node stays silent, and
-//! the rollback unsettled, until the node returns or is revoked.
+//! Where a node may serve the withdrawn version by right there is no lease to run out: it was
+//! stable or the version before, and the node's newest receipt does not prove that it has
+//! heard of anything else since (`state::rights`). Such a node stays silent, and the rollback
+//! unsettled, until it returns or is revoked.
 //!
 //! Receipts are memory until all is settled, then a record. After a restart they come again
-//! with every agent's `Hello`, and fences are counted from the decision, because what an
-//! earlier process granted is not known (it granted nothing after it decided).
+//! with every agent's `Hello`, and fences are counted from the restart: nobody was answered
+//! since, and the wall clock of the process that decided may have been another one. Who owes
+//! a receipt is a matter of the journal's order, for the same reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rollcall_shared::assignment::{VersionRef, Withdrawal};
 use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
-use rollcall_shared::limits::lease_bound;
+use rollcall_shared::limits::{LEASE_MAX, lease_bound};
 use rollcall_shared::report::Receipt;
 use rollcall_shared::time::Timestamp;
 
 use crate::coordinator::{Coordinator, Turn};
 use crate::effect::{Done, Refusal};
+use crate::fleet::Presence;
 use crate::input::Actor;
 use crate::record::{Cause, Event, Propagation};
 use crate::roles::actor_name;
 use crate::state::{Phase, Rollback, Rollout};
 
-/// What is to be taken away, and what serves instead.
+/// What is to be taken away.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) model: ModelName,
     pub(crate) rollout: RolloutId,
     pub(crate) withdrawn: VersionRef,
-    pub(crate) serving: Option<VersionRef>,
+    /// What should serve instead if it is stable that goes; see `Model::serving_without`.
+    pub(crate) preferred: Option<VersionRef>,
 }
 
 /// Who has answered a withdrawal.
@@ -42,6 +47,8 @@ pub(crate) struct Target {
 pub(crate) struct Receipts {
     withdrawal: Withdrawal,
     decided_at: Timestamp,
+    /// Since when this process waits.
+    waits_since: Timestamp,
     answers: BTreeMap<NodeId, Answer>,
     /// Nodes without a receipt, by when they are fenced; `MAX`: never.
     pending: BTreeSet<(Timestamp, NodeId)>,
@@ -53,7 +60,7 @@ pub(crate) struct Receipts {
 pub(crate) enum Answer {
     /// It serves what it should.
     Receipt { at: Timestamp },
-    /// Nothing yet. From `fenced_at` on no lease lets it go on.
+    /// Nothing yet. From `fenced_at` on no lease lets it go on; `None`: it needs no lease.
     Pending { fenced_at: Option<Timestamp> },
 }
 
@@ -63,16 +70,21 @@ impl Target {
             model: rollout.model.clone(),
             rollout: rollout.id,
             withdrawn: rollout.candidate,
-            serving: None,
+            preferred: None,
         }
     }
 }
 
 impl Receipts {
-    fn new(rollback: &Rollback, expected: BTreeMap<NodeId, Option<Timestamp>>) -> Self {
+    fn new(
+        rollback: &Rollback,
+        waits_since: Timestamp,
+        expected: BTreeMap<NodeId, Option<Timestamp>>,
+    ) -> Self {
         Self {
             withdrawal: rollback.withdrawal.clone(),
             decided_at: rollback.decided_at,
+            waits_since,
             pending: expected
                 .iter()
                 .map(|(node, fenced_at)| (fenced_at.unwrap_or(Timestamp::MAX), node.clone()))
@@ -92,7 +104,7 @@ impl Receipts {
     /// When nobody can be waited for any longer.
     pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {
         let last = self.pending.last().map(|(fenced_at, _)| *fenced_at);
-        last.or(Some(self.decided_at))
+        last.or(Some(self.waits_since))
             .filter(|due| !self.settled && *due < Timestamp::MAX)
     }
 
@@ -186,9 +198,9 @@ impl Coordinator {
             .models
             .get(model)
             .ok_or_else(|| Refusal::NotFound(format!("there is no model {model}")))?;
-        let target = match (self.state.live_rollout(model), entry.stable, entry.previous) {
-            (Some(rollout), _, _) => Target::candidate_of(rollout),
-            (None, Some(stable), Some(previous)) => Target {
+        let target = match (self.state.live_rollout(model), entry.stable) {
+            (Some(rollout), _) => Target::candidate_of(rollout),
+            (None, Some(stable)) if entry.serving_without(stable, None).is_some() => Target {
                 model: model.clone(),
                 rollout: self.promoted_by(model, stable).ok_or_else(|| {
                     Refusal::Conflict(format!(
@@ -197,16 +209,16 @@ impl Coordinator {
                     ))
                 })?,
                 withdrawn: stable,
-                serving: Some(previous),
+                preferred: None,
             },
-            (None, Some(stable), None) => {
+            (None, Some(stable)) => {
                 return Err(Refusal::Conflict(format!(
                     "{model} runs no rollout, and there is no version before {} to go back to: \
                      start a direct rollout of a good version",
                     stable.version
                 )));
             }
-            (None, None, _) => {
+            (None, None) => {
                 return Err(Refusal::Conflict(format!(
                     "{model} runs no rollout and has no stable version: nothing to roll back"
                 )));
@@ -227,7 +239,7 @@ impl Coordinator {
             .map(|r| r.id)
     }
 
-    /// Takes a version away, for good. `target.serving` of a candidate is always stable.
+    /// Takes a version away, for good.
     pub(crate) fn withdraw(
         &mut self,
         turn: &mut Turn,
@@ -235,14 +247,13 @@ impl Coordinator {
         target: Target,
         cause: Cause,
     ) -> Done {
-        let stable = self.state.models.get(&target.model).and_then(|m| m.stable);
-        let was_stable = stable == Some(target.withdrawn);
+        let entry = self.state.models.get(&target.model);
         let withdrawal = Withdrawal {
             generation: self.state.next_generation(&target.model),
             model: target.model,
             rollout: target.rollout,
             withdrawn: target.withdrawn,
-            serving: if was_stable { target.serving } else { stable },
+            serving: entry.and_then(|m| m.serving_without(target.withdrawn, target.preferred)),
         };
         turn.broadcast(withdrawal.clone());
         let event = Event::Withdrawn {
@@ -256,8 +267,9 @@ impl Coordinator {
         self.fleet.note_broadcast(model, withdrawal.generation);
         self.rollbacks
             .retain(|_, receipts| !receipts.settled || receipts.withdrawal.model != *model);
-        self.expect_receipts(withdrawal.rollout);
+        self.expect_receipts(withdrawal.rollout, turn.now);
         self.settle_rollbacks(turn);
+        self.end_trial_of_stable(turn, model);
         Done::Withdrawn {
             rollout: withdrawal.rollout,
             generation: withdrawal.generation,
@@ -265,7 +277,7 @@ impl Coordinator {
     }
 
     /// After a restart: everything not settled is waited for again.
-    pub(crate) fn resume_rollbacks(&mut self) {
+    pub(crate) fn resume_rollbacks(&mut self, now: Timestamp) {
         let unsettled: Vec<RolloutId> = self
             .state
             .rollouts
@@ -274,22 +286,25 @@ impl Coordinator {
             .map(|r| r.id)
             .collect();
         for rollout in unsettled {
-            self.expect_receipts(rollout);
+            self.expect_receipts(rollout, now);
         }
     }
 
-    fn expect_receipts(&mut self, id: RolloutId) {
+    /// Begins to wait for the receipts of a decided withdrawal. Before `now` this process
+    /// renewed no lease of the withdrawn version but those in `Presence::answered_at`.
+    fn expect_receipts(&mut self, id: RolloutId, now: Timestamp) {
         let Some(rollout) = self.state.rollouts.get(&id) else {
             return;
         };
         let Some(rollback) = rollout.rollback() else {
             return;
         };
-        let bound = lease_bound(rollout.plan.lease);
+        let withdrawal = &rollback.withdrawal;
+        let bound = lease_bound(self.longest_lease(withdrawal));
         let fenced_at = |node: &NodeId| {
-            let answered_at = self.fleet.nodes.get(node).map(|p| p.answered_at);
-            let granted_at = answered_at.unwrap_or(rollback.decided_at);
-            (!rollback.was_stable).then_some(granted_at.min(rollback.decided_at) + bound)
+            let presence = self.fleet.nodes.get(node);
+            let answered_at = presence.map_or(now, |p| p.answered_at);
+            (!self.may_linger(withdrawal, presence)).then_some(answered_at.min(now) + bound)
         };
         let hosts = |node: &NodeId| {
             let presence = self.fleet.nodes.get(node);
@@ -300,12 +315,49 @@ impl Coordinator {
             .nodes
             .iter()
             .filter(|(node, entry)| {
-                !entry.revoked && entry.enrolled_at <= rollback.decided_at && hosts(node)
+                !entry.revoked && entry.enrolled_seq < rollback.seq && hosts(node)
             })
             .map(|(node, _)| (node.clone(), fenced_at(node)))
             .collect();
-        let receipts = Receipts::new(rollback, expected);
+        let receipts = Receipts::new(rollback, now, expected);
         self.rollbacks.insert(id, receipts);
+    }
+
+    /// The longest lease under which a node may use the withdrawn version: it may have been
+    /// on trial before, let go, and a node that did not hear of that still holds the older.
+    fn longest_lease(&self, withdrawal: &Withdrawal) -> Duration {
+        let trials = self.state.rollouts.values();
+        trials
+            .filter(|r| r.model == withdrawal.model && r.candidate == withdrawal.withdrawn)
+            .map(|r| r.plan.lease)
+            .max()
+            .unwrap_or(LEASE_MAX)
+    }
+
+    /// Whether a node may serve the withdrawn version by right.
+    fn may_linger(&self, withdrawal: &Withdrawal, presence: Option<&Presence>) -> bool {
+        let receipt = presence.and_then(|p| p.receipts.get(&withdrawal.model));
+        let receipted = receipt.map(|r| r.generation).unwrap_or_default();
+        let model = self.state.models.get(&withdrawal.model);
+        model.is_some_and(|m| m.rights.may_linger(withdrawal.withdrawn.version, receipted))
+    }
+
+    /// A withdrawal may make the candidate of a live rollout stable (it was stable before).
+    /// Then there is nothing left to try.
+    fn end_trial_of_stable(&mut self, turn: &mut Turn, model: &ModelName) {
+        let stable = self.state.models.get(model).and_then(|m| m.stable);
+        let live = self.state.live_rollout(model);
+        let Some(rollout) = live.filter(|r| Some(r.candidate) == stable) else {
+            return;
+        };
+        let event = Event::RolloutFinished {
+            rollout: rollout.id,
+            generation: self.state.next_generation(model),
+            verdict: self.judge_now(rollout, turn.now),
+        };
+        self.trials.remove(&rollout.id);
+        self.record(turn, Actor::System, event);
+        turn.changed(model);
     }
 
     pub(crate) fn note_rollback_receipt(

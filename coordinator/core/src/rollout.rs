@@ -14,12 +14,12 @@ mod commands;
 mod evidence;
 pub(crate) mod gates;
 mod preview;
+mod trial;
 
 use std::time::Duration;
 
 use rollcall_shared::ids::{ModelName, RolloutId};
 use rollcall_shared::plan::StageMode;
-use rollcall_shared::report::Counts;
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::verdict::{Outcome, Verdict};
 
@@ -28,32 +28,11 @@ use crate::effect::Refusal;
 use crate::input::Actor;
 use crate::record::{Cause, Event};
 use crate::rollback::Target;
+pub(crate) use crate::rollout::trial::Trial;
 use crate::state::{Rollout, StageNow};
 
 /// Thousands of nodes get ready within seconds; a rollout looks at them together.
 const NUDGES_TOGETHER: Duration = Duration::from_millis(10);
-
-/// What this process saw of a live rollout's current stage.
-#[derive(Clone, Debug)]
-pub(crate) struct Trial {
-    candidate: Counts,
-    stable: Counts,
-    pub(crate) verdict: Option<Verdict>,
-    stepped_at: Timestamp,
-    pub(crate) wake_at: Timestamp,
-}
-
-impl Trial {
-    fn new(now: Timestamp) -> Self {
-        Self {
-            candidate: Counts::default(),
-            stable: Counts::default(),
-            verdict: None,
-            stepped_at: now,
-            wake_at: now,
-        }
-    }
-}
 
 /// Who goes on to the next stage, and whether evidence and hold were waited for.
 struct Passage {
@@ -65,8 +44,10 @@ struct Passage {
 impl Coordinator {
     /// After a restart: every live rollout is looked at as soon as time passes.
     pub(crate) fn resume_trials(&mut self, now: Timestamp) {
-        let live = self.state.live_rollouts().map(|r| r.id);
-        self.trials = live.map(|id| (id, Trial::new(now))).collect();
+        let live = self.state.live_rollouts();
+        self.trials = live
+            .map(|r| (r.id, Trial::new(r.plan.policy.check_every, now)))
+            .collect();
     }
 
     /// Judges a live rollout, and goes on if nothing keeps it.
@@ -90,7 +71,7 @@ impl Coordinator {
     /// The verdict now; `None` when the rollout is over, because of it or before.
     fn judge_or_withdraw(&mut self, turn: &mut Turn, id: RolloutId) -> Option<Verdict> {
         let rollout = self.state.rollouts.get(&id).filter(|r| r.is_live())?;
-        let verdict = self.judge_now(rollout);
+        let verdict = self.judge_now(rollout, turn.now);
         let next_check = turn.now + rollout.plan.policy.check_every;
         let hold_end = hold_end(rollout).filter(|end| *end > turn.now);
         if verdict.outcome == Outcome::Fail {
@@ -173,8 +154,9 @@ impl Coordinator {
         self.trials.remove(&id);
         let rollout = self.state.rollouts.get(&id).filter(|r| r.is_live());
         if let Some(rollout) = rollout {
-            let mut trial = Trial::new(turn.now);
-            let next_check = turn.now + rollout.plan.policy.check_every;
+            let check_every = rollout.plan.policy.check_every;
+            let mut trial = Trial::new(check_every, turn.now);
+            let next_check = turn.now + check_every;
             trial.wake_at = hold_end(rollout).map_or(next_check, |end| end.min(next_check));
             self.trials.insert(id, trial);
         }

@@ -6,6 +6,7 @@
 //! connected, evidence, receipts of an unsettled rollback) is memory and starts afresh.
 
 mod fold;
+mod rights;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::input::{Actor, TokenKind};
 use crate::record::{Cause, Propagation, Record};
+use crate::state::rights::Rights;
 use crate::view::HistoryEntry;
 
 /// The fold of the journal. Encodes as JSON for snapshots.
@@ -84,6 +86,8 @@ pub(crate) struct Node {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) key: Digest,
     pub(crate) token: String,
+    /// The record that enrolled it. Wall clocks step; what came first is in the journal's order.
+    pub(crate) enrolled_seq: u64,
     pub(crate) enrolled_at: Timestamp,
     pub(crate) quarantined: bool,
     pub(crate) revoked: bool,
@@ -100,15 +104,32 @@ pub(crate) struct Model {
     pub(crate) previous: Option<VersionRef>,
     pub(crate) versions: BTreeMap<Version, RegisteredVersion>,
     pub(crate) withdrawals: BTreeSet<Withdrawal>,
+    /// Who may still serve it by right.
+    pub(crate) rights: Rights,
     /// The live rollout.
     pub(crate) rollout: Option<RolloutId>,
 }
 
 impl Model {
+    /// Whether any version of this number was withdrawn: none is to be tried again.
     pub(crate) fn is_withdrawn(&self, version: Version) -> bool {
         self.withdrawals
             .iter()
             .any(|w| w.withdrawn.version == version)
+    }
+
+    /// What serves once `withdrawn` is taken away: stable, or else the first of `preferred`
+    /// and the version before. Never one that is withdrawn itself.
+    pub(crate) fn serving_without(
+        &self,
+        withdrawn: VersionRef,
+        preferred: Option<VersionRef>,
+    ) -> Option<VersionRef> {
+        let is_withdrawn = |v: &VersionRef| self.withdrawals.iter().any(|w| w.withdrawn == *v);
+        [self.stable, preferred, self.previous]
+            .into_iter()
+            .flatten()
+            .find(|version| *version != withdrawn && !is_withdrawn(version))
     }
 }
 
@@ -163,9 +184,9 @@ pub(crate) struct StageNow {
 pub(crate) struct Rollback {
     pub(crate) withdrawal: Withdrawal,
     pub(crate) cause: Cause,
+    /// The record that decided it.
+    pub(crate) seq: u64,
     pub(crate) decided_at: Timestamp,
-    /// The withdrawn version was stable: no lease stops a silent node.
-    pub(crate) was_stable: bool,
     /// Once every node answered or is fenced.
     pub(crate) propagation: Option<Propagation>,
 }

@@ -1,5 +1,5 @@
-//! What the API and the CLI show: read-only pictures of the state, in the JSON that
-//! CLI.md promises. Views never hold secrets nor hashes of them.
+//! What the API and the CLI show: read-only pictures of the state, in JSON that scripts
+//! rely on. Views never hold secrets nor hashes of them.
 //!
 //! The methods of [`crate::coordinator::Coordinator`] that make them are in `view/queries.rs`
 //! and `view/rollouts.rs`.
@@ -371,7 +371,7 @@ pub enum RollbackNodeState {
     Fenced,
     /// It did not answer yet; its lease will be over at `until`.
     Waiting,
-    /// It did not answer, and no lease stops it: the version was stable there.
+    /// It did not answer, and no lease stops it: it may serve the version by right.
     Silent,
 }
 

@@ -88,7 +88,12 @@ impl RunArguments {
     fn setup(&self, trace: bool) -> anyhow::Result<Setup> {
         let faults_for = Duration::try_from_secs_f64(self.hours * 3_600.0)
             .context("--hours must be a positive number, e.g. .1")?;
-        Ok(Setup { agents: usize::from(self.agents), faults_for, sabotage: self.sabotage, trace })
+        Ok(Setup {
+            agents: usize::from(self.agents),
+            faults_for,
+            sabotage: self.sabotage,
+            trace,
+        })
     }
 }
 
@@ -97,11 +102,30 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(exit);
     }
     match Arguments::parse().command {
-        Command::Explore { seeds, from, run, output } => explore_seeds(seeds, from, &run, output),
+        Command::Explore {
+            seeds,
+            from,
+            run,
+            output,
+        } => explore_seeds(seeds, from, &run, output),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
-        Command::Fleet { agents, rounds, loss, outage, output } => {
+        Command::Fleet {
+            agents,
+            rounds,
+            loss,
+            outage,
+            output,
+        } => {
             let (loss_percent, outage) = (f64::from(loss), Duration::from_millis(outage));
-            measure_fleet(&fleet::Options { agents, rounds, loss_percent, outage }, output)
+            measure_fleet(
+                &fleet::Options {
+                    agents,
+                    rounds,
+                    loss_percent,
+                    outage,
+                },
+                output,
+            )
         }
     }
 }
@@ -122,8 +146,16 @@ fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-#[expect(clippy::disallowed_methods, reason = "how long the exploration itself took; no run sees it")]
-fn explore_seeds(seeds: u64, from: u64, run: &RunArguments, output: Output) -> anyhow::Result<ExitCode> {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long the exploration itself took; no run sees it"
+)]
+fn explore_seeds(
+    seeds: u64,
+    from: u64,
+    run: &RunArguments,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
     let setup = run.setup(false)?;
     let began = std::time::Instant::now();
     let bar = if std::io::stderr().is_terminal() {
@@ -138,7 +170,14 @@ fn explore_seeds(seeds: u64, from: u64, run: &RunArguments, output: Output) -> a
     let (violations, events) = (&explored.broken[..], explored.events);
     match output {
         Output::Json => {
-            let summary = Summary { seeds: explored.seeds, from, violations, events, simulated_s, wall_s };
+            let summary = Summary {
+                seeds: explored.seeds,
+                from,
+                violations,
+                events,
+                simulated_s,
+                wall_s,
+            };
             println!("{}", serde_json::to_string(&summary)?);
         }
         Output::Table => {
@@ -149,10 +188,17 @@ fn explore_seeds(seeds: u64, from: u64, run: &RunArguments, output: Output) -> a
                 println!("{count:>12} {knob:?}");
             }
             let broken = violations.len();
-            println!("{} seeds from {from}: {broken} broken, {events} events, {simulated_s:.0} s simulated in {wall_s:.1} s", explored.seeds);
+            println!(
+                "{} seeds from {from}: {broken} broken, {events} events, {simulated_s:.0} s simulated in {wall_s:.1} s",
+                explored.seeds
+            );
         }
     }
-    Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Lines of the trace that are shown.
@@ -164,14 +210,34 @@ fn replay(seed: u64, trace: Option<PathBuf>, run: &RunArguments) -> anyhow::Resu
     if let Some(path) = trace {
         std::fs::write(&path, outcome.trace.join("\n") + "\n")
             .with_context(|| format!("the trace cannot be written to {}", path.display()))?;
-        println!("{} lines written to {}", outcome.trace.len(), path.display());
+        println!(
+            "{} lines written to {}",
+            outcome.trace.len(),
+            path.display()
+        );
     } else {
         let skipped = outcome.trace.len().saturating_sub(TAIL);
-        outcome.trace[skipped..].iter().for_each(|line| println!("{line}"));
+        outcome.trace[skipped..]
+            .iter()
+            .for_each(|line| println!("{line}"));
     }
     println!("{}", describe(&outcome, &setup));
-    println!("{} events in {:.1} s simulated, trace {}", outcome.events, outcome.simulated.as_secs_f64(), outcome.trace_hash.short());
-    let quiet: Vec<_> = outcome.fired.counts().filter(|(_, count)| *count == 0).map(|(knob, _)| knob).collect::<Vec<Knob>>();
+    println!(
+        "{} events in {:.1} s simulated, trace {}",
+        outcome.events,
+        outcome.simulated.as_secs_f64(),
+        outcome.trace_hash.short()
+    );
+    let quiet: Vec<_> = outcome
+        .fired
+        .counts()
+        .filter(|(_, count)| *count == 0)
+        .map(|(knob, _)| knob)
+        .collect::<Vec<Knob>>();
     println!("never fired: {quiet:?}");
-    Ok(if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome.violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

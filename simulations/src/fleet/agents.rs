@@ -16,8 +16,8 @@ use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::input::PrepareFailure;
 use rollcall_agent_core::route::Route;
-use rollcall_coordinator::journal::{Head, Journal};
 use rollcall_coordinator::journal::sqlite::SqliteJournal;
+use rollcall_coordinator::journal::{Head, Journal};
 use rollcall_coordinator::quic_server::public_key;
 use rollcall_coordinator_core::input::{Actor, TokenKind};
 use rollcall_coordinator_core::record::{Event, Record};
@@ -55,7 +55,11 @@ pub(super) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>>
     let ca = FleetCa::from_pem(&read("ca.pem")?, &read("ca.key")?)?;
     let now = Clock::start(Timestamp::ZERO).now();
     let journal = SqliteJournal::open(coordinator)?;
-    let mut chain = Chain { head: journal.head()?, now, records: Vec::new() };
+    let mut chain = Chain {
+        head: journal.head()?,
+        now,
+        records: Vec::new(),
+    };
     let token = "fleet".to_owned();
     chain.add(Event::TokenCreated {
         id: token.clone(),
@@ -76,7 +80,10 @@ pub(super) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>>
             token: token.clone(),
         });
         let identity = Identity::from_pem(&issued.pem, &key.key_pem)?;
-        all.push(Credentials { identity, ca: ca.certificate().clone() });
+        all.push(Credentials {
+            identity,
+            ca: ca.certificate().clone(),
+        });
     }
     journal.append(&chain.records)?;
     Ok(all)
@@ -92,8 +99,17 @@ struct Chain {
 impl Chain {
     fn add(&mut self, event: Event) {
         let (seq, previous) = (self.head.seq + 1, self.head.hash);
-        let record = Record { seq, at: self.now, actor: Actor::System, event, previous };
-        self.head = Head { seq, hash: record.hash() };
+        let record = Record {
+            seq,
+            at: self.now,
+            actor: Actor::System,
+            event,
+            previous,
+        };
+        self.head = Head {
+            seq,
+            hash: record.hash(),
+        };
         self.records.push(record);
     }
 }
@@ -144,10 +160,17 @@ impl RouteTable for NodeRoutes {
     fn swap(&self, route: Route) {
         let state = NodeState {
             stable: route.stable.map(|version| version.version),
-            candidate: route.candidate.as_ref().map(|candidate| candidate.version.version),
+            candidate: route
+                .candidate
+                .as_ref()
+                .map(|candidate| candidate.version.version),
             swapped_at: self.clock.now(),
         };
-        let mut nodes = self.board.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self
+            .board
+            .nodes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let node = &mut nodes[self.index];
         // A renewed lease is a swap too; only who answers counts here.
         if (node.stable, node.candidate) != (state.stable, state.candidate) {
@@ -195,7 +218,10 @@ pub(super) struct Agents {
 
 impl Agents {
     /// Starts one agent for each of `credentials`.
-    pub(super) async fn start(credentials: Vec<Credentials>, coordinator: SocketAddr) -> Result<Self> {
+    pub(super) async fn start(
+        credentials: Vec<Credentials>,
+        coordinator: SocketAddr,
+    ) -> Result<Self> {
         let endpoints = (0..ENDPOINTS)
             .map(|_| agent_endpoint(SocketAddr::from(([127, 0, 0, 1], 0))))
             .collect::<Result<Vec<_>, _>>()?;
@@ -214,7 +240,10 @@ impl Agents {
             };
             let (link, handle, link_events) = link(config);
             connected.push(handle.clone());
-            let identity = AgentIdentity { software: "rollcall-sim".to_owned(), ..AgentIdentity::default() };
+            let identity = AgentIdentity {
+                software: "rollcall-sim".to_owned(),
+                ..AgentIdentity::default()
+            };
             let (agent, boot) = Agent::restore(identity, DurableState::default(), clock.now());
             // The serving path has nothing to say: nobody sends requests here.
             let (local, local_inputs) = mpsc::channel(1);
@@ -225,7 +254,11 @@ impl Agents {
                 local_inputs,
                 state_store: Arc::new(MemoryDisk),
                 preparer: Arc::new(NoEngine),
-                routes: Arc::new(NodeRoutes { index, board: Arc::clone(&board), clock }),
+                routes: Arc::new(NodeRoutes {
+                    index,
+                    board: Arc::clone(&board),
+                    clock,
+                }),
                 on_swap: None,
                 on_change: None,
             };
@@ -236,7 +269,11 @@ impl Agents {
                 drop(local);
             });
         }
-        Ok(Self { board, connected, _stop: stop.drop_guard() })
+        Ok(Self {
+            board,
+            connected,
+            _stop: stop.drop_guard(),
+        })
     }
 
     /// Waits until `count` agents show what is asked for.
@@ -246,7 +283,11 @@ impl Agents {
         let wait = async {
             loop {
                 let now = match seen {
-                    Seen::Connected => self.connected.iter().filter(|link| link.cadence().is_some()).count(),
+                    Seen::Connected => self
+                        .connected
+                        .iter()
+                        .filter(|link| link.cadence().is_some())
+                        .count(),
                     Seen::Stable(_) | Seen::Candidate(_) => self.board.count(seen),
                 };
                 if now >= count {
@@ -263,7 +304,11 @@ impl Agents {
 
     /// When each agent's route changed last.
     pub(super) fn swapped_at(&self) -> Vec<Timestamp> {
-        let nodes = self.board.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let nodes = self
+            .board
+            .nodes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         nodes.iter().map(|node| node.swapped_at).collect()
     }
 }

@@ -29,11 +29,16 @@ impl Round {
     ) -> Result<Self> {
         let expected = rollback["receipts"]["expected"].as_u64();
         let received = rollback["receipts"]["received"].as_u64();
-        ensure!(expected == received, "not every agent sent its receipt: {}", rollback["receipts"]);
+        ensure!(
+            expected == received,
+            "not every agent sent its receipt: {}",
+            rollback["receipts"]
+        );
         swapped.sort_unstable();
         let receipts = |name: &str| {
             let ms = rollback["propagation_ms"][name].as_f64();
-            ms.map(|ms| ms - millis(outage)).with_context(|| format!("no propagation_ms.{name}"))
+            ms.map(|ms| ms - millis(outage))
+                .with_context(|| format!("no propagation_ms.{name}"))
         };
         Ok(Self {
             swapped,
@@ -89,7 +94,12 @@ fn millis(duration: Duration) -> f64 {
 
 /// The value below which a share `q` of `sorted` lies (nearest rank).
 fn quantile(sorted: &[f64], q: f64) -> f64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
     let rank = (q * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }
@@ -107,7 +117,9 @@ impl Figures {
         server_bytes_per_agent: u64,
         rounds: Vec<Round>,
     ) -> Self {
-        let swapped = rounds.iter().flat_map(|round| round.swapped.iter().copied().map(millis));
+        let swapped = rounds
+            .iter()
+            .flat_map(|round| round.swapped.iter().copied().map(millis));
         let mut all: Vec<_> = swapped.collect();
         all.sort_by(f64::total_cmp);
         let last = |round: &Round| round.swapped.last().copied().map_or(f64::NAN, millis);
@@ -140,13 +152,32 @@ impl Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Spread { p50, p99, max } = &self.propagation_ms;
-        writeln!(f, "{} agents, {} rollbacks, {} % loss, {} ms outage", self.agents, self.rounds, self.loss_pct, self.outage_ms)?;
-        writeln!(f, "decision to route swapped:   p50 {p50:.1} ms, p99 {p99:.1} ms, last of all {max:.1} ms")?;
-        writeln!(f, "last agent, median of rounds: {:.1} ms", self.last_agent_ms_median)?;
+        writeln!(
+            f,
+            "{} agents, {} rollbacks, {} % loss, {} ms outage",
+            self.agents, self.rounds, self.loss_pct, self.outage_ms
+        )?;
+        writeln!(
+            f,
+            "decision to route swapped:   p50 {p50:.1} ms, p99 {p99:.1} ms, last of all {max:.1} ms"
+        )?;
+        writeln!(
+            f,
+            "last agent, median of rounds: {:.1} ms",
+            self.last_agent_ms_median
+        )?;
         let Spread { p50, p99, max } = &self.receipt_ms;
-        writeln!(f, "decision to receipt in hand: p50 {p50:.1} ms, p99 {p99:.1} ms, last {max:.1} ms (medians of rounds)")?;
-        writeln!(f, "coordinator: {:.1} ms CPU a broadcast with receipts, {:.0} handshakes/s, {:.1} KiB an agent",
-            self.server_cpu_ms_per_broadcast, self.handshakes_per_s, self.server_bytes_per_agent as f64 / 1_024.0)
+        writeln!(
+            f,
+            "decision to receipt in hand: p50 {p50:.1} ms, p99 {p99:.1} ms, last {max:.1} ms (medians of rounds)"
+        )?;
+        writeln!(
+            f,
+            "coordinator: {:.1} ms CPU a broadcast with receipts, {:.0} handshakes/s, {:.1} KiB an agent",
+            self.server_cpu_ms_per_broadcast,
+            self.handshakes_per_s,
+            self.server_bytes_per_agent as f64 / 1_024.0
+        )
     }
 }
 
@@ -154,7 +185,9 @@ impl fmt::Display for Figures {
 pub(super) fn resident_bytes(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("no VmRSS")?;
+    let kib = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .context("no VmRSS")?;
     Ok(kib.parse::<u64>()? * 1_024)
 }
 
@@ -164,7 +197,11 @@ pub(super) fn cpu(pid: u32) -> Result<Duration> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end between the listing and the reading.
         if let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) {
-            nanos += text.split_whitespace().next().context("empty schedstat")?.parse::<u64>()?;
+            nanos += text
+                .split_whitespace()
+                .next()
+                .context("empty schedstat")?
+                .parse::<u64>()?;
         }
     }
     Ok(Duration::from_nanos(nanos))

@@ -56,14 +56,8 @@ impl Agent {
         );
         let (swaps, receipts) = self.reroute(now);
         effects.extend(swaps);
-        let fetching = begun.into_iter().map(|(model, version)| {
-            FromAgent::Readiness(Readiness {
-                model,
-                version,
-                state: Preparation::Fetching { failures: 0 }.state(),
-            })
-        });
-        let said = receipts.into_iter().chain(words).chain(fetching);
+        let ready = self.readiness_to_say(begun);
+        let said = receipts.into_iter().chain(words).chain(ready);
         effects.extend(said.map(Effect::Send));
         effects.extend(self.unload_unneeded());
         effects
@@ -98,6 +92,34 @@ impl Agent {
             }
         }
         begun
+    }
+
+    /// How far the versions are whose preparation has just begun, and the candidates of
+    /// rollouts that are new to us. A candidate may be here already (it was kept to go back
+    /// to, or tried before), while the coordinator forgets readiness with every rollout.
+    fn readiness_to_say(&mut self, begun: Vec<(ModelName, VersionRef)>) -> Vec<FromAgent> {
+        let mut keys = begun;
+        for (name, model) in &mut self.models {
+            let candidate = self.durable.assignments[name].candidate;
+            let rollout = candidate.map(|c| c.rollout);
+            let is_new = rollout != model.told;
+            model.told = rollout;
+            let new = candidate.filter(|_| is_new);
+            keys.extend(
+                new.map(|c| (name.clone(), c.version))
+                    .filter(|k| !keys.contains(k)),
+            );
+        }
+        keys.into_iter()
+            .filter_map(|(model, version)| {
+                let state = self.versions.get(&(model.clone(), version))?.state();
+                Some(FromAgent::Readiness(Readiness {
+                    model,
+                    version,
+                    state,
+                }))
+            })
+            .collect()
     }
 
     /// The swaps that bring every route up to date, and what to say after them.

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::{Generation, ModelName, RolloutId};
@@ -59,7 +60,8 @@ impl Disk {
     }
 
     fn store(&self) -> StateStore {
-        let (index, _) = Index::open(self.dir.path()).unwrap();
+        let lock = File::create(self.dir.path().join("lock")).unwrap();
+        let (index, _) = Index::open(self.dir.path(), lock).unwrap();
         StateStore::new(self.dir.path(), Arc::new(index))
     }
 

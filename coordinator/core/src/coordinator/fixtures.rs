@@ -25,49 +25,11 @@ use crate::{
     Ticket, TokenKind,
 };
 
+mod words;
+
+pub(crate) use self::words::{CANARY, DIRECT, counts, good};
+
 pub(crate) const TICKET: Ticket = Ticket(7);
-
-/// One canary with a gate before full; checks every second, 100 requests, lease 10 s.
-pub(crate) const CANARY: &str = r#"
-model = "digits"
-candidate = "2.0.0"
-strategy = "canary"
-owner = "olga"
-lease = "10s"
-[policy]
-error_rate_max = 0.01
-latency_multiplier_max = 1.5
-agreement_min = 0.95
-min_requests = 100
-check_every = "1s"
-[[stage]]
-name = "shadow"
-mode = "shadow"
-hold = "10s"
-[[stage]]
-name = "canary"
-mode = "canary"
-by = "request"
-share_percent = 10
-hold = "10s"
-[[stage]]
-name = "full"
-mode = "full"
-watch = "10s"
-approvals = ["security"]
-"#;
-
-pub(crate) const DIRECT: &str = r#"
-model = "digits"
-candidate = "1.0.0"
-strategy = "direct"
-[policy]
-check_every = "1s"
-[[stage]]
-name = "full"
-mode = "full"
-watch = "5s"
-"#;
 
 pub(crate) struct World {
     pub(crate) core: Coordinator,
@@ -226,6 +188,28 @@ impl World {
         world
     }
 
+    /// As [`Self::awaiting_approval`], with 2.0.0 stable and 1.0.0 the version before it.
+    pub(crate) fn promoted(nodes: u64) -> Self {
+        let mut world = Self::awaiting_approval(nodes);
+        world.promote();
+        world
+    }
+
+    /// Approves, watches and promotes r-2 from where [`Self::awaiting_approval`] is.
+    pub(crate) fn promote(&mut self) {
+        let approve = Command::Approve {
+            rollout: RolloutId(2),
+            gate: "security".to_owned(),
+            note: None,
+        };
+        self.done(security("sven"), approve);
+        self.report(1, ServingRole::Candidate, 2, good(1_000));
+        self.pass(10);
+        let model = self.core.model(&digits()).unwrap();
+        assert_eq!(model.stable, Some(Version::new(2, 0, 0)));
+        assert_eq!(model.previous, Some(Version::new(1, 0, 0)));
+    }
+
     /// kill -9 and a restart from the journal.
     pub(crate) fn restart(self) -> Self {
         let now = self.now + Duration::from_secs(1);
@@ -244,6 +228,11 @@ impl World {
         for effect in &effects {
             if let Effect::Append(records) = effect {
                 self.journal.extend(records.clone());
+            }
+            if let Effect::Broadcast(withdrawal) = effect {
+                let gone = &self.core.state().models[&withdrawal.model].withdrawals;
+                let is_gone = |v| gone.iter().any(|w| w.withdrawn == v);
+                assert!(!withdrawal.serving.is_some_and(is_gone), "{withdrawal:?}");
             }
         }
         effects
@@ -431,25 +420,6 @@ impl World {
     pub(crate) fn trip(&self) -> crate::view::RolloutView {
         self.core.rollout(RolloutId(2), self.now).unwrap()
     }
-}
-
-/// Requests that all succeeded within 5 ms and, if compared, agreed.
-pub(crate) fn good(requests: u64) -> Counts {
-    counts(requests, 0, 5)
-}
-
-pub(crate) fn counts(requests: u64, errors: u64, latency_ms: u64) -> Counts {
-    let mut counts = Counts {
-        requests,
-        errors,
-        compared: requests - errors,
-        agreed: requests - errors,
-        ..Counts::default()
-    };
-    for _ in errors..requests {
-        counts.latency.record(Duration::from_millis(latency_ms));
-    }
-    counts
 }
 
 /// Promise 4 and 6, for every `handle` of every test: withdrawals before the append, one

@@ -1,11 +1,13 @@
 use proptest::prelude::*;
-use rollcall_shared::assignment::Withdrawal;
+use rollcall_shared::assignment::{VersionRef, Withdrawal};
 use rollcall_shared::ids::{Generation, RolloutId};
 use rollcall_shared::report::{ReadyState, Role as ServingRole};
 use rollcall_shared::wire::{FromAgent, Heartbeat, HeartbeatAnswer, ToAgent};
 
 use super::fixtures::*;
 use crate::{Cause, Command, DisconnectCause, Done, Effect, Event, Input, Record, State};
+
+mod adopting;
 
 fn events(effects: &[Effect]) -> Vec<Event> {
     effects
@@ -94,131 +96,13 @@ fn a_restart_skips_a_generation() {
 }
 
 #[test]
-fn an_agent_hands_back_a_lost_withdrawal() {
-    let mut world = World::in_shadow(1);
-    let journal = world.journal.clone();
-    let effects = world.rollback();
-    let Effect::Broadcast(lost) = &effects[0] else {
-        panic!("{effects:?}");
-    };
-    // Killed between the broadcast and the append.
-    let mut world = World::from_journal(journal, world.now);
-    let mut hello = hello();
-    hello.held = vec![(digits(), lost.generation)];
-    hello.withdrawals = vec![lost.clone()];
-    let effects = world.connect(1, hello);
-    let [
-        Event::KnowledgeAdopted { withdrawals, .. },
-        Event::Withdrawn { withdrawal, cause },
-    ] = &events(&effects)[..2]
-    else {
-        panic!("{effects:?}");
-    };
-    assert_eq!(withdrawals, &vec![lost.clone()]);
-    assert_eq!(effects[0], Effect::Broadcast(withdrawal.clone()));
-    assert_eq!(withdrawal.rollout, lost.rollout);
-    assert!(withdrawal.generation > lost.generation);
-    assert_eq!(cause, &Cause::Adopted { node: node(1) });
-    let Some(Effect::Send {
-        message: ToAgent::Welcome(welcome),
-        ..
-    }) = effects
-        .iter()
-        .find(|effect| matches!(effect, Effect::Send { .. }))
-    else {
-        panic!("{effects:?}");
-    };
-    assert_eq!(welcome.snapshot.assignments[0].candidate, None);
-    assert!(welcome.snapshot.withdrawals.contains(lost));
-}
-
-#[test]
-fn an_agent_that_hands_back_a_known_withdrawal_teaches_nothing() {
-    let mut world = World::in_shadow(2);
-    let effects = world.rollback();
-    let Effect::Broadcast(known) = &effects[0] else {
-        panic!("{effects:?}");
-    };
-    let mut hello = hello();
-    hello.held = vec![(digits(), known.generation)];
-    hello.withdrawals = vec![known.clone()];
-    assert_eq!(events(&world.connect(1, hello)), vec![]);
-}
-
-#[test]
-fn a_restored_old_backup_never_reuses_generations_or_rollout_ids() {
-    let mut world = World::with_stable(1);
-    let backup = world.journal.clone();
-    // A past that the backup does not know: r-2 is started and withdrawn, r-3 is running.
-    world.start(CANARY);
-    world.everybody_ready(1, 2);
-    let effects = world.rollback();
-    let Effect::Broadcast(lost) = &effects[0] else {
-        panic!("{effects:?}");
-    };
-    let running = world.start(&CANARY.replace("2.0.0", "3.0.0"));
-    world.everybody_ready(1, 3);
-    let held = world.generation();
-
-    let mut world = World::from_journal(backup, world.now);
-    let mut hello = hello();
-    hello.held = vec![(digits(), held)];
-    hello.withdrawals = vec![lost.clone()];
-    world.connect(1, hello);
-    assert!(world.generation() > held);
-    assert!(world.start(&CANARY.replace("2.0.0", "3.0.0")) > running);
-    let plan = rollcall_shared::plan::Plan::from_toml(CANARY).unwrap();
-    let again = Command::StartRollout {
-        plan,
-        dry_run: false,
-    };
-    assert!(
-        world
-            .result(admin(), again)
-            .unwrap_err()
-            .to_string()
-            .contains("was withdrawn")
-    );
-}
-
-#[test]
-fn an_adopted_withdrawal_takes_a_stable_version_away() {
-    let mut world = World::awaiting_approval(1);
-    let approve = Command::Approve {
-        rollout: RolloutId(2),
-        gate: "security".to_owned(),
-        note: None,
-    };
-    world.done(security("sven"), approve);
-    world.report(1, ServingRole::Candidate, 2, good(1_000));
-    world.pass(10);
-    let backup = world.journal.clone();
-    let effects = world.rollback();
-    let Effect::Broadcast(lost) = &effects[0] else {
-        panic!("{effects:?}");
-    };
-    assert_eq!(lost.serving, Some(version(1)));
-    let mut world = World::from_journal(backup, world.now);
-    let mut hello = hello();
-    hello.withdrawals = vec![lost.clone()];
-    world.connect(1, hello);
-    assert_eq!(
-        world.core.model(&digits()).unwrap().stable,
-        Some(version(1).version)
-    );
-}
-
-#[test]
-fn a_generation_that_nobody_gave_out_is_stepped_over_once() {
-    let mut world = World::with_stable(2);
-    let foreign = Generation(world.generation().0 + 50);
-    let effects = world.heartbeat(1, foreign.0);
-    assert!(matches!(
-        events(&effects)[..],
-        [Event::KnowledgeAdopted { .. }]
-    ));
-    assert_eq!(world.generation(), foreign.next());
-    assert_eq!(events(&world.heartbeat(2, foreign.0)), vec![]);
+fn a_version_on_trial_again_is_not_kept_to_go_back_to_as_well() {
+    let mut world = World::promoted(1);
+    let assigned = |world: &World| world.core.assignment_for(&digits(), &node(1)).unwrap();
+    assert_eq!(assigned(&world).previous, Some(version(1)));
+    world.start(&CANARY.replace("2.0.0", "1.0.0"));
+    assert_eq!(assigned(&world).previous, None);
+    assert_eq!(assigned(&world).candidate.unwrap().version, version(1));
 }
 
 #[test]
@@ -342,7 +226,12 @@ proptest! {
             act(&mut world, action, n);
             world.now = world.now + std::time::Duration::from_millis(200);
             let generation = world.generation();
-            prop_assert!(generation >= world.core.state().models[&digits()].known);
+            let model = &world.core.state().models[&digits()];
+            prop_assert!(generation >= model.known);
+            for named in [model.stable, world.core.state().previous(&digits())] {
+                let lingers = |v: VersionRef| model.rights.may_linger(v.version, generation);
+                prop_assert!(named.is_none_or(lingers));
+            }
         }
         let folded = State::from_records(world.journal.clone()).unwrap();
         prop_assert_eq!(&folded, world.core.state());

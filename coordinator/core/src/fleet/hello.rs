@@ -203,21 +203,21 @@ impl Coordinator {
                 *held > known.unwrap_or_default() && *held > sent.unwrap_or_default()
             })
             .collect();
-        if lost.is_empty() && generations.is_empty() {
-            return;
+        if !lost.is_empty() || !generations.is_empty() {
+            let touched = lost.iter().map(|w| &w.model);
+            for model in touched.chain(generations.iter().map(|(model, _)| model)) {
+                turn.changed(model);
+            }
+            let event = Event::KnowledgeAdopted {
+                node: node.clone(),
+                withdrawals: lost.into_iter().collect(),
+                generations,
+            };
+            self.record(turn, Actor::Agent { node: node.clone() }, event);
         }
-        let touched = lost.iter().map(|w| &w.model);
-        for model in touched.chain(generations.iter().map(|(model, _)| model)) {
-            turn.changed(model);
-        }
-        let event = Event::KnowledgeAdopted {
-            node: node.clone(),
-            withdrawals: lost.iter().cloned().collect(),
-            generations,
-        };
-        self.record(turn, Actor::Agent { node: node.clone() }, event);
-        for withdrawal in lost {
-            self.obey(turn, node, &withdrawal);
+        // Known ones too: a journal may end between what it adopted and what came of it.
+        for withdrawal in withdrawals {
+            self.obey(turn, node, withdrawal);
         }
     }
 
@@ -246,11 +246,11 @@ impl Coordinator {
                     .promoted_by(&adopted.model, adopted.withdrawn)
                     .unwrap_or(adopted.rollout),
                 withdrawn: adopted.withdrawn,
-                serving: adopted
-                    .serving
-                    .filter(|v| m.versions.get(&v.version).is_some_and(|r| r.version == *v))
-                    .or(m.previous)
-                    .filter(|v| !m.is_withdrawn(v.version)),
+                // An agent's word may bring back only what this journal made stable itself.
+                preferred: adopted.serving.filter(|v| {
+                    let registered = m.versions.get(&v.version);
+                    m.rights.ever_named(v.version) && registered.is_some_and(|r| r.version == *v)
+                }),
             });
         for target in on_trial.into_iter().chain(stable) {
             self.withdraw(turn, Actor::System, target, cause.clone());

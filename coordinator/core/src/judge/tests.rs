@@ -15,6 +15,7 @@ fn policy() -> Policy {
 fn canary<'a>(candidate: &'a Counts, stable: &'a Counts) -> Evidence<'a> {
     Evidence {
         candidate: Some(candidate),
+        recent: Recent { candidate, stable },
         shadow: false,
         baseline: Baseline::Concurrent(stable),
         loads: Loads {
@@ -119,6 +120,55 @@ fn a_first_version_is_not_compared() {
     let verdict = judge(&policy(), &evidence);
     assert_eq!(verdict.outcome, Outcome::Pass);
     assert!(verdict.findings.iter().all(|f| !f.rule.contains("stable")));
+}
+
+#[test]
+fn a_late_breach_is_not_diluted_by_the_good_hours_before_it() {
+    let (hours, stable) = (counts(100_000, 60, 5), good(100_000));
+    let (late, stable_now) = (counts(200, 60, 5), good(200));
+    let mut evidence = canary(&hours, &stable);
+    assert_eq!(judge(&policy(), &evidence).outcome, Outcome::Pass);
+    evidence.recent = Recent {
+        candidate: &late,
+        stable: &stable_now,
+    };
+    assert_eq!(
+        failures(&judge(&policy(), &evidence)),
+        [
+            "at most 1 % of requests fail (recent)",
+            "error rate at most 2 x stable (counted above 0.1 %) (recent)"
+        ]
+    );
+}
+
+#[test]
+fn a_late_slowness_of_both_versions_is_not_the_candidates() {
+    let (hours, late) = (good(100_000), counts(200, 0, 50));
+    let mut evidence = canary(&hours, &hours);
+    evidence.recent = Recent {
+        candidate: &late,
+        stable: &late,
+    };
+    assert_eq!(judge(&policy(), &evidence).outcome, Outcome::Pass);
+    let fast = good(200);
+    evidence.recent.stable = &fast;
+    assert_eq!(
+        failures(&judge(&policy(), &evidence)),
+        ["p95 at most 1.5 x stable (differences under 1 ms do not count) (recent)"]
+    );
+}
+
+#[test]
+fn too_little_that_is_recent_neither_fails_nor_holds() {
+    let (hours, late) = (good(1_000), counts(99, 99, 5));
+    let mut evidence = canary(&hours, &hours);
+    evidence.recent = Recent {
+        candidate: &late,
+        stable: &late,
+    };
+    let verdict = judge(&policy(), &evidence);
+    assert_eq!(verdict.outcome, Outcome::Pass);
+    assert!(verdict.findings.iter().all(|f| !f.rule.contains("recent")));
 }
 
 #[test]

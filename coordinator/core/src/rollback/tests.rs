@@ -134,12 +134,11 @@ fn a_node_that_this_process_never_heard_is_fenced_a_whole_lease_after_the_decisi
 fn a_restart_waits_for_unsettled_rollbacks_again() {
     let mut world = World::in_shadow(1);
     world.rollback();
-    let decided_at = world.now;
     let mut world = world.restart();
     assert_eq!(view(&world).receipts.silent, vec![node(1)]);
     assert_eq!(
         view(&world).nodes[0].until,
-        Some(decided_at + Duration::from_millis(10_100))
+        Some(world.now + Duration::from_millis(10_100))
     );
     assert!(settled(&world.pass(20)));
     // What was settled is still known after another restart.
@@ -150,19 +149,7 @@ fn a_restart_waits_for_unsettled_rollbacks_again() {
 
 #[test]
 fn a_withdrawn_stable_is_never_fenced() {
-    let mut world = World::awaiting_approval(2);
-    let approve = crate::Command::Approve {
-        rollout: RolloutId(2),
-        gate: "security".to_owned(),
-        note: None,
-    };
-    world.done(security("sven"), approve);
-    world.report(1, rollcall_shared::report::Role::Candidate, 2, good(1_000));
-    world.pass(10);
-    assert_eq!(
-        world.core.model(&digits()).unwrap().previous,
-        Some(version(1).version)
-    );
+    let mut world = World::promoted(2);
     world.disconnect(2);
     world.rollback();
     let generation = world.generation().0;
@@ -177,6 +164,128 @@ fn a_withdrawn_stable_is_never_fenced() {
     assert!(!lasting.settled);
     world.connect(2, hello());
     assert!(settled(&world.receipt(2, generation, 1)));
+}
+
+/// 1.0.0 was stable, is the version before now, and is on trial again by r-3. Node 2 heard
+/// of none of it, unless `told`, and is cut off.
+fn former_stable_on_trial(told: bool) -> World {
+    let mut world = World::awaiting_approval(2);
+    world.receipt(2, world.generation().0, 1);
+    if !told {
+        world.disconnect(2);
+    }
+    world.promote();
+    assert_eq!(world.start(&CANARY.replace("2.0.0", "1.0.0")), RolloutId(3));
+    if told {
+        world.receipt(2, world.generation().0, 2);
+        world.heartbeat(2, world.generation().0);
+        world.disconnect(2);
+    }
+    world.rollback();
+    world.receipt(1, world.generation().0, 2);
+    world
+}
+
+#[test]
+fn a_node_that_may_hold_the_withdrawn_version_as_stable_is_silent_never_fenced() {
+    let mut world = former_stable_on_trial(false);
+    let view = |world: &World| world.core.rollback(RolloutId(3), world.now).unwrap();
+    let expected = [RollbackNodeState::Receipt, RollbackNodeState::Silent];
+    assert_eq!(states(&view(&world)), expected);
+    world.pass(100_000);
+    assert_eq!(states(&view(&world)), expected);
+    let mut world = world.restart();
+    world.connect(1, hello());
+    world.receipt(1, world.generation().0, 2);
+    world.pass(100_000);
+    assert_eq!(states(&view(&world)), expected);
+    assert!(!view(&world).settled);
+    world.connect(2, hello());
+    assert!(settled(&world.receipt(2, world.generation().0, 2)));
+}
+
+#[test]
+fn a_node_that_has_receipted_what_replaced_a_former_stable_is_fenced_by_its_lease() {
+    let mut world = former_stable_on_trial(true);
+    let view = |world: &World| world.core.rollback(RolloutId(3), world.now).unwrap();
+    let states_of = |world: &World| states(&view(world));
+    let receipt = RollbackNodeState::Receipt;
+    assert_eq!(states_of(&world), [receipt, RollbackNodeState::Waiting]);
+    world.pass(11);
+    assert_eq!(states_of(&world), [receipt, RollbackNodeState::Fenced]);
+    assert!(view(&world).settled);
+}
+
+#[test]
+fn a_node_may_hold_the_longer_lease_of_an_earlier_trial() {
+    let shadow = "model='digits'\ncandidate='2.0.0'\nstrategy='shadow'\nlease='60s'\n[policy]\n\
+                  min_requests=100\ncheck_every='1s'";
+    let mut world = World::with_stable(1);
+    world.start(shadow);
+    world.everybody_ready(1, 2);
+    world.disconnect(1);
+    world.pass(1);
+    world.connect(1, hello());
+    world.done(
+        admin(),
+        crate::Command::Advance {
+            rollout: RolloutId(2),
+        },
+    );
+    let answered_at = world.now;
+    world.disconnect(1);
+    world.start(CANARY);
+    world.rollback();
+    let view = world.core.rollback(RolloutId(3), world.now).unwrap();
+    assert_eq!(
+        view.nodes[0].until,
+        Some(answered_at + Duration::from_millis(60_600))
+    );
+}
+
+#[test]
+fn who_owes_a_receipt_is_a_matter_of_the_journals_order_not_of_the_clock() {
+    let world = World::with_stable(1);
+    // The clock steps back to before the enrolment.
+    let mut world = World::from_journal(world.journal, seconds(10));
+    world.connect(1, hello());
+    world.start(CANARY);
+    assert!(!settled(&world.rollback()));
+    assert_eq!(view(&world).receipts.expected, 1);
+    world.enroll(2);
+    let world = World::from_journal(world.journal, seconds(5));
+    assert_eq!(view(&world).receipts.expected, 1);
+}
+
+#[test]
+fn a_clock_that_stepped_over_a_restart_moves_no_fence() {
+    for restarted_at in [seconds(5), seconds(100_000)] {
+        let mut world = World::in_shadow(1);
+        world.rollback();
+        let mut world = World::from_journal(world.journal, restarted_at);
+        assert_eq!(states(&view(&world)), [RollbackNodeState::Waiting]);
+        world.pass(10);
+        assert_eq!(states(&view(&world)), [RollbackNodeState::Waiting]);
+        assert!(settled(&world.pass(1)));
+        assert_eq!(states(&view(&world)), [RollbackNodeState::Fenced]);
+    }
+}
+
+#[test]
+fn in_a_journal_that_lost_its_past_only_receipts_prove_anything() {
+    let mut world = World::with_stable(2);
+    world.disconnect(2);
+    // Another life of this fleet, in which anything may have been stable on node 2.
+    world.heartbeat(1, world.generation().0 + 50);
+    let rollout = world.start(CANARY);
+    world.receipt(1, world.generation().0, 1);
+    world.disconnect(1);
+    world.rollback();
+    let view = world.core.rollback(rollout, world.now).unwrap();
+    assert_eq!(
+        states(&view),
+        [RollbackNodeState::Waiting, RollbackNodeState::Silent]
+    );
 }
 
 #[test]

@@ -27,6 +27,7 @@ impl Coordinator {
         }
         let (stable, candidate) = (model.stable, version.version);
         let rollout = RolloutId(self.state.next_rollout);
+        let trial = Trial::new(plan.policy.check_every, turn.now);
         turn.changed(&plan.model);
         let event = Event::RolloutStarted {
             rollout,
@@ -37,7 +38,7 @@ impl Coordinator {
             plan,
         };
         self.record(turn, actor.clone(), event);
-        self.trials.insert(rollout, Trial::new(turn.now));
+        self.trials.insert(rollout, trial);
         self.step(turn, rollout);
         Ok(Done::Started(rollout))
     }

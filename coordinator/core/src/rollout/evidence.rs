@@ -14,8 +14,9 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::verdict::{Finding, Verdict};
 
 use crate::coordinator::Coordinator;
-use crate::judge::{Baseline, Evidence, Loads, judge};
+use crate::judge::{Baseline, Evidence, Loads, Recent, judge};
 use crate::rollout::gates::matches;
+use crate::rollout::trial::Seen;
 use crate::state::{Rollout, StageNow};
 use crate::view::Step;
 
@@ -47,11 +48,15 @@ impl Coordinator {
             let Some(trial) = self.trials.get_mut(&rollout.id) else {
                 continue;
             };
+            let mut seen = Seen::default();
             if on_trial {
-                trial.candidate.merge(&series.counts);
+                seen.candidate = series.counts;
             } else if is_baseline {
-                trial.stable.merge(&series.counts);
+                seen.stable = series.counts;
+            } else {
+                continue;
             }
+            trial.see(&seen, now);
         }
     }
 
@@ -96,10 +101,11 @@ impl Coordinator {
     }
 
     /// What the judge says of a live rollout now.
-    pub(crate) fn judge_now(&self, rollout: &Rollout) -> Verdict {
+    pub(crate) fn judge_now(&self, rollout: &Rollout, now: Timestamp) -> Verdict {
         let trial = self.trials.get(&rollout.id);
-        let nothing = Counts::default();
-        let (candidate, stable) = trial.map_or((&nothing, &nothing), |t| (&t.candidate, &t.stable));
+        let nothing = Seen::default();
+        let stage = trial.map_or(&nothing, |t| &t.stage);
+        let recent = trial.map(|t| t.recent(now)).unwrap_or_default();
         let mode = rollout.stage_plan().map(|s| &s.mode);
         let has_stable = self
             .state
@@ -111,10 +117,14 @@ impl Coordinator {
         } else if self.answers_everything(rollout) {
             Baseline::Remembered(recorded_findings(rollout))
         } else {
-            Baseline::Concurrent(stable)
+            Baseline::Concurrent(&stage.stable)
         };
         let evidence = Evidence {
-            candidate: mode.is_some().then_some(candidate),
+            candidate: mode.is_some().then_some(&stage.candidate),
+            recent: Recent {
+                candidate: &recent.candidate,
+                stable: &recent.stable,
+            },
             shadow: matches!(mode, Some(StageMode::Shadow { .. })),
             baseline,
             loads: self.loads(rollout),

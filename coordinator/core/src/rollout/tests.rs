@@ -36,7 +36,8 @@ fn withdrawn_by_judge(effects: &[Effect]) -> (String, Vec<Metric>) {
             ..
         } => {
             assert_eq!(verdict.outcome, Outcome::Fail);
-            let metrics = verdict.decisive().map(|finding| finding.metric).collect();
+            let mut metrics: Vec<Metric> = verdict.decisive().map(|f| f.metric).collect();
+            metrics.dedup();
             (stage.clone(), metrics)
         }
         other => panic!("{other:?}"),
@@ -177,6 +178,19 @@ fn breach_during_approval_wait_withdraws() {
         (stage.as_str(), metrics),
         ("canary", vec![Metric::ErrorRate])
     );
+}
+
+#[test]
+fn a_breach_late_in_a_long_watch_withdraws_at_the_next_check() {
+    let mut world = World::awaiting_approval(1);
+    for _ in 0..1_000 {
+        world.report(1, ServingRole::Candidate, 2, good(100));
+        world.report(1, ServingRole::Stable, 1, good(100));
+        assert_eq!(world.pass(1), vec![]);
+    }
+    world.report(1, ServingRole::Candidate, 2, counts(100, 50, 5));
+    let (_, metrics) = withdrawn_by_judge(&world.pass(1));
+    assert_eq!(metrics, vec![Metric::ErrorRate]);
 }
 
 #[test]

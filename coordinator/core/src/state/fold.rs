@@ -54,6 +54,7 @@ impl State {
                     labels: labels.clone(),
                     key: *key,
                     token: token.clone(),
+                    enrolled_seq: record.seq,
                     enrolled_at: record.at,
                     quarantined: false,
                     revoked: false,
@@ -130,9 +131,12 @@ impl State {
                     Phase::Promoted,
                     Step::Promoted { verdict },
                 )?;
-                let model = self.models.entry(model).or_default();
-                model.generation = *generation;
-                model.previous = model.stable.replace(candidate);
+                let entry = self.models.entry(model.clone()).or_default();
+                entry.generation = *generation;
+                if entry.stable != Some(candidate) {
+                    entry.previous = entry.stable.replace(candidate);
+                }
+                self.note_rights(&model);
             }
             Event::RolloutFinished {
                 rollout,
@@ -146,7 +150,8 @@ impl State {
                     Phase::Finished,
                     Step::Finished { verdict },
                 )?;
-                self.models.entry(model).or_default().generation = *generation;
+                self.models.entry(model.clone()).or_default().generation = *generation;
+                self.note_rights(&model);
             }
         }
         Ok(())
@@ -218,6 +223,7 @@ impl State {
             history: Vec::new(),
         };
         self.rollouts.insert(*rollout, started);
+        self.note_rights(model);
         self.note(record, *rollout, Step::Started)
     }
 
@@ -261,9 +267,8 @@ impl State {
         cause: &Cause,
     ) -> Result<(), ChainError> {
         let model = self.models.entry(withdrawal.model.clone()).or_default();
-        let was_stable = model.stable == Some(withdrawal.withdrawn);
         model.generation = model.generation.max(withdrawal.generation);
-        if was_stable {
+        if model.stable == Some(withdrawal.withdrawn) {
             model.stable = withdrawal.serving;
             model.previous = None;
         }
@@ -277,8 +282,8 @@ impl State {
             let rollback = Rollback {
                 withdrawal: withdrawal.clone(),
                 cause: cause.clone(),
+                seq: record.seq,
                 decided_at: record.at,
-                was_stable,
                 propagation: None,
             };
             let step = Step::Withdrawn {
@@ -288,6 +293,7 @@ impl State {
             let phase = Phase::Withdrawn(Box::new(rollback));
             self.end(record, withdrawal.rollout, phase, step)?;
         }
+        self.note_rights(&withdrawal.model);
         Ok(())
     }
 
@@ -310,6 +316,10 @@ impl State {
             model.previous = model.previous.filter(|p| *p != withdrawal.withdrawn);
             model.withdrawals.insert(withdrawal.clone());
             self.next_rollout = self.next_rollout.max(withdrawal.rollout.0 + 1);
+        }
+        let adopted = withdrawals.iter().map(|w| &w.model);
+        for name in adopted.chain(generations.iter().map(|(name, _)| name)) {
+            self.note_lost_past(name);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::coordinator::Coordinator;
 use crate::record::Propagation;
 use crate::rollback::{Answer, Receipts};
 use crate::rollout::hold_end;
-use crate::state::{Phase, Rollback, Rollout};
+use crate::state::{Phase, Rollout};
 use crate::view::{
     FencedNode, PropagationMs, ReceiptCounts, RollbackNode, RollbackNodeState, RollbackView,
     RolloutPhase, RolloutView, Step, WaitingOn,
@@ -32,7 +32,7 @@ impl Coordinator {
 
     pub(super) fn rollout_view(&self, rollout: &Rollout, now: Timestamp) -> RolloutView {
         let is_live = rollout.is_live();
-        let verdict_now = is_live.then(|| self.judge_now(rollout));
+        let verdict_now = is_live.then(|| self.judge_now(rollout, now));
         let waiting_on = verdict_now
             .as_ref()
             .map(|verdict| self.waiting_on(rollout, verdict, now))
@@ -107,7 +107,7 @@ impl Coordinator {
             },
             last_node: propagation.last_node.clone(),
             settled: rollback.propagation.is_some(),
-            nodes: rollback_nodes(rollback, &propagation, &until),
+            nodes: rollback_nodes(&propagation, &until),
         })
     }
 }
@@ -179,15 +179,9 @@ fn receipt_counts(propagation: &Propagation) -> ReceiptCounts {
 }
 
 fn rollback_nodes(
-    rollback: &Rollback,
     propagation: &Propagation,
     until: &BTreeMap<NodeId, Timestamp>,
 ) -> Vec<RollbackNode> {
-    let unheard = if rollback.was_stable {
-        RollbackNodeState::Silent
-    } else {
-        RollbackNodeState::Waiting
-    };
     let node = |node: &NodeId, state, after_ms, until| RollbackNode {
         node: node.clone(),
         state,
@@ -202,10 +196,15 @@ fn rollback_nodes(
         .fenced
         .iter()
         .map(|(name, at)| node(name, RollbackNodeState::Fenced, None, Some(*at)));
-    let silent = propagation
-        .silent
-        .iter()
-        .map(|name| node(name, unheard, None, until.get(name).copied()));
+    let silent = propagation.silent.iter().map(|name| {
+        let until = until.get(name).copied();
+        let state = if until.is_some() {
+            RollbackNodeState::Waiting
+        } else {
+            RollbackNodeState::Silent
+        };
+        node(name, state, None, until)
+    });
     let mut nodes: Vec<RollbackNode> = answered.chain(fenced).chain(silent).collect();
     nodes.sort_by(|a, b| a.node.cmp(&b.node));
     nodes

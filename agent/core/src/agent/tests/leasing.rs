@@ -232,6 +232,7 @@ fn another_rollout_begins_without_a_lease() {
             persist(&next, &[]),
             Swap(route(3, 1)),
             Send(receipt(3, &[(Role::Stable, 1)])),
+            Send(readiness(2, ReadyState::Ready)),
         ]
     );
     let mut expected = canary_route(3, 12);

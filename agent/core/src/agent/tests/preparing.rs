@@ -84,6 +84,33 @@ fn a_candidate_that_cannot_be_prepared_leaves_stable_alone() {
 }
 
 #[test]
+fn a_candidate_that_is_here_already_is_said_to_be_ready_with_every_new_rollout() {
+    let mut agent = with_canary();
+    let promoted = Assignment {
+        previous: Some(version(1)),
+        ..assignment(3, 2)
+    };
+    assign(&mut agent, &promoted, 2);
+    let again = |generation, mode| Assignment {
+        candidate: Some(candidate(2, 1, mode)),
+        ..assignment(generation, 2)
+    };
+    let first = again(4, CandidateMode::Prepare);
+    assert_eq!(
+        assign(&mut agent, &first, 3),
+        [
+            persist(&first, &[]),
+            Swap(route(4, 2)),
+            Send(receipt(4, &[(Role::Stable, 2)])),
+            Send(readiness(1, ReadyState::Ready)),
+        ]
+    );
+    let next = again(5, canary(10.0));
+    let effects = assign(&mut agent, &next, 4);
+    assert!(!effects.contains(&Send(readiness(1, ReadyState::Ready))));
+}
+
+#[test]
 fn a_preparation_that_nobody_wants_any_more_is_ended_and_its_result_ignored() {
     let mut agent = serving_1();
     assign(&mut agent, &assignment(2, 2), 1);
