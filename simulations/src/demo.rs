@@ -6,6 +6,8 @@
 //! versions in the answers that clients got, not by Rollcall's own bookkeeping.
 //! A claim that does not hold ends the demo with an error.
 
+mod telling;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use tokio::time::Instant;
 use crate::cluster::Cluster;
 use crate::multicall::Programs;
 use crate::traffic::{Answer, Observer, Rows, Tally, Traffic};
+use telling::{decisive, receipts};
 
 /// Requests a second to each agent.
 const RATE: u32 = 60;
@@ -55,7 +58,7 @@ pub async fn run(options: Options) -> Result<()> {
         return told.context(format!("the demo failed; logs are in {}", dir.display()));
     }
     if options.keep {
-        story.keep_running(&dir.keep()).await?;
+        telling::keep_running(&story.cluster, &dir.keep()).await?;
     }
     Ok(())
 }
@@ -433,72 +436,4 @@ impl Story {
         self.say("every step above was checked from the outside: the demo is green");
         Ok(())
     }
-
-    async fn keep_running(&self, dir: &Path) -> Result<()> {
-        let rollcall = format!(
-            "ROLLCALL_CONFIG_DIR={} cargo run -q --release --bin rollcall --",
-            dir.join("operator").display()
-        );
-        println!(
-            "\nEverything keeps running (Ctrl-C ends it). To play with it, in another terminal:\n"
-        );
-        for command in [
-            "status",
-            "agent list",
-            "rollout list",
-            "version list",
-            "rollback digits --reason \"trying it\"",
-            "audit log",
-        ] {
-            println!("  {rollcall} {command}");
-        }
-        println!("  curl http://{}/v2/models/digits", self.cluster.agents[0]);
-        println!(
-            "  curl http://{}/rollcall/v1/status",
-            self.cluster.agents[0]
-        );
-        tokio::signal::ctrl_c().await?;
-        Ok(())
-    }
-}
-
-/// The finding that decided a withdrawn rollout, in words.
-fn decisive(rollout: &Value) -> Result<String> {
-    let findings = rollout["verdict"]["findings"]
-        .as_array()
-        .context("the rollout has no verdict")?;
-    let fails: Vec<_> = findings
-        .iter()
-        .filter(|finding| finding["outcome"] == "fail")
-        .map(|finding| {
-            format!(
-                "{} ({:.4} over {} requests)",
-                finding["rule"].as_str().unwrap_or_default(),
-                finding["candidate"].as_f64().unwrap_or(f64::NAN),
-                finding["candidate_samples"]
-            )
-        })
-        .collect();
-    ensure!(
-        !fails.is_empty(),
-        "a withdrawal without a failed rule: {rollout}"
-    );
-    Ok(format!("broken: {}", fails.join("; ")))
-}
-
-fn receipts(rollback: &Value) -> String {
-    let propagation = &rollback["propagation_ms"];
-    let of = |name: &str| propagation[name].as_f64().unwrap_or(f64::NAN);
-    let count = |name: &str| rollback["receipts"][name].as_array().map_or(0, Vec::len);
-    format!(
-        "{} of {} receipts: p50 {:.1} ms, p99 {:.1} ms, last {} {:.1} ms; fenced by lease {}, silent {}",
-        rollback["receipts"]["received"],
-        rollback["receipts"]["expected"],
-        of("p50"),
-        of("p99"),
-        rollback["last_node"].as_str().unwrap_or("-"),
-        of("max"),
-        count("fenced"),
-        count("silent")
-    )
 }

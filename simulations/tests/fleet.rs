@@ -1,5 +1,10 @@
 //! The propagation benchmark works and says what others read. No figure is asserted.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a program that cannot be run fails the test"
+)]
+
 use std::process::Command;
 
 fn fleet(arguments: &[&str]) -> serde_json::Value {

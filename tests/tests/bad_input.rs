@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use rollcall_simulations::multicall::Programs;
-use rollcall_tests::{Fleet, canary_plan, direct_plan, model_folder, refusal};
+use rollcall_tests::{Fleet, canary_plan, direct_plan, good_request, model_folder, refusal};
 use serde_json::{Value, json};
 
 const PROGRAMS: &str = env!("CARGO_BIN_EXE_rollcall-under-test");
@@ -250,7 +250,7 @@ async fn wrong_requests_get_a_4xx_that_says_why() -> Result<()> {
         fleet
             .http
             .post(unknown)
-            .body("{}")
+            .json(&good_request())
             .send()
             .await?
             .status()

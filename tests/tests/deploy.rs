@@ -1,7 +1,10 @@
 //! The sample configurations say the truth: they are read, and what they show as
 //! defaults are the defaults.
 
-#![expect(clippy::unwrap_used, reason = "a checkout that cannot be read fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a checkout that cannot be read fails the test"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -98,7 +98,7 @@ pub(crate) struct Model {
     /// The current generation.
     pub(crate) generation: Generation,
     /// Generations up to this one were given by earlier coordinator processes, or adopted
-    /// from agents: holding one of them proves nothing. See `fleet::knowledge`.
+    /// from agents: holding one of them proves nothing. See `fleet::hello`.
     pub(crate) known: Generation,
     pub(crate) stable: Option<VersionRef>,
     pub(crate) previous: Option<VersionRef>,

@@ -201,7 +201,7 @@ pub(super) fn cause(cause: &Cause) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rollcall_coordinator_core::judge::{Baseline, Evidence, Loads, judge};
+    use rollcall_coordinator_core::judge::{Baseline, Evidence, Loads, Recent, judge};
     use rollcall_shared::plan::Preset;
     use rollcall_shared::report::Counts;
 
@@ -241,6 +241,10 @@ mod tests {
                 &policy,
                 &Evidence {
                     candidate: Some(&candidate),
+                    recent: Recent {
+                        candidate: &candidate,
+                        stable: &stable,
+                    },
                     shadow: true,
                     baseline: Baseline::Concurrent(&stable),
                     loads: Loads {
