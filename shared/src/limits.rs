@@ -69,8 +69,9 @@ pub const CLOCK_DRIFT_PERMILLE: u32 = 10;
 /// How often an agent that has a coordinator says that it lives.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 
-/// QUIC keep-alive. After an outage the first packet that gets through repairs
-/// the connection; at 500 ms a push arrives within .76 s of the heal, at 3 s within 5 s.
+/// QUIC keep-alive, sent by agents. After an outage the first packet that gets through repairs
+/// the connection, so this bounds how long a push waits after the heal; measure it with
+/// `rollcall-sim fleet --outage 5000`.
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// QUIC idle time-out: how long a silent connection is believed in.

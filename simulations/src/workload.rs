@@ -316,7 +316,11 @@ impl Operator {
                 rollout,
                 note: None,
             },
-            80..91 => Command::Rollback { model, reason },
+            80..91 => Command::Rollback {
+                model,
+                version: (kind < 84).then_some(version),
+                reason,
+            },
             91..94 => Command::Quarantine { node },
             94..98 => Command::Release { node },
             98 => Command::Archive { model, version },

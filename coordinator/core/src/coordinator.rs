@@ -214,7 +214,11 @@ impl Coordinator {
                 note,
             } => self.on_approve(turn, actor, rollout, gate, note),
             Command::Reject { rollout, note } => self.on_reject(turn, actor, rollout, note),
-            Command::Rollback { model, reason } => self.on_rollback(turn, actor, &model, reason),
+            Command::Rollback {
+                model,
+                version,
+                reason,
+            } => self.on_rollback(turn, actor, &model, version, reason),
             Command::CreateToken {
                 id,
                 secret_hash,

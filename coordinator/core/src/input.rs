@@ -159,6 +159,10 @@ pub enum Command {
     Rollback {
         /// Which model.
         model: ModelName,
+        /// Only if this is the version that would go. `None`: whichever it is, except that a
+        /// stable version does not go when a withdrawal was the last thing that happened: a
+        /// command repeated after a lost answer must not take the good version too.
+        version: Option<Version>,
         /// Why.
         reason: String,
     },

@@ -18,11 +18,15 @@
 //!
 //! Pure: a function of its arguments.
 
+mod rule;
+
 use std::time::Duration;
 
 use rollcall_shared::plan::Policy;
 use rollcall_shared::report::Counts;
 use rollcall_shared::verdict::{Finding, Metric, Outcome, Verdict};
+
+pub use self::rule::{follows, outcome};
 
 /// p95s that differ by less are the same: a multiple of some microseconds is noise of the
 /// scheduler, not a slower model.
@@ -75,7 +79,7 @@ pub struct Loads {
 /// Holds the evidence to the policy.
 #[must_use]
 pub fn judge(policy: &Policy, evidence: &Evidence<'_>) -> Verdict {
-    let mut findings = vec![loads(evidence.loads)];
+    let mut findings = vec![loads(policy, evidence.loads)];
     if let Some(candidate) = evidence.candidate {
         let stage = Bench {
             policy,
@@ -112,22 +116,19 @@ fn recent(policy: &Policy, stage: &Counts, evidence: &Evidence<'_>) -> Vec<Findi
 }
 
 /// One bad node is not a bad candidate; two are, and so is the only one.
-fn loads(loads: Loads) -> Finding {
+fn loads(policy: &Policy, loads: Loads) -> Finding {
     let limit = if loads.nodes == 1 { 1 } else { 2 };
-    Finding {
+    let finding = Finding {
         metric: Metric::LoadFailures,
-        outcome: if loads.failed >= limit {
-            Outcome::Fail
-        } else {
-            Outcome::Pass
-        },
+        outcome: Outcome::Insufficient,
         candidate: Some(count(loads.failed)),
         stable: None,
         threshold: count(limit),
         candidate_samples: loads.nodes,
         stable_samples: 0,
         rule: format!("fewer than {limit} nodes fail to load it"),
-    }
+    };
+    rule::decided(policy, finding)
 }
 
 struct Bench<'a> {
@@ -162,13 +163,12 @@ impl Bench<'_> {
         ];
         limits.into_iter().filter_map(|(metric, limit)| {
             let limit = limit?;
-            let seen = measure(metric, self.candidate);
             let rule = if metric == Metric::ErrorRate {
                 format!("at most {} % of requests fail", percent(limit))
             } else {
                 format!("{metric} at most {limit}")
             };
-            Some(self.finding(metric, seen, None, limit, rule, |value| value > limit))
+            Some(self.finding(metric, measure(metric, self.candidate), None, limit, rule))
         })
     }
 
@@ -178,29 +178,19 @@ impl Bench<'_> {
             let rule = format!(
                 "p95 at most {multiple} x stable (differences under {LATENCY_NOISE_MS} ms do not count)"
             );
-            self.multiple(Metric::LatencyP95, multiple, rule, |value, stable| {
-                value - stable < LATENCY_NOISE_MS
-            })
+            self.multiple(Metric::LatencyP95, multiple, rule)
         });
-        let floor = policy.error_rate_max.map_or(0.0, |max| max / 10.0);
         let errors = policy.error_multiplier_max.map(|multiple| {
             let rule = format!(
                 "error rate at most {multiple} x stable (counted above {} %)",
-                percent(floor)
+                percent(rule::error_floor(policy))
             );
-            self.multiple(Metric::ErrorRate, multiple, rule, |value, _| value <= floor)
+            self.multiple(Metric::ErrorRate, multiple, rule)
         });
         latency.into_iter().chain(errors).flatten()
     }
 
-    /// `negligible(candidate, stable)`: a difference that never breaks the rule.
-    fn multiple(
-        &self,
-        metric: Metric,
-        multiple: f64,
-        rule: String,
-        negligible: impl Fn(f64, f64) -> bool,
-    ) -> Option<Finding> {
+    fn multiple(&self, metric: Metric, multiple: f64, rule: String) -> Option<Finding> {
         let stable = match self.baseline {
             Baseline::Nothing => return None,
             Baseline::Concurrent(counts) => measure(metric, counts),
@@ -208,25 +198,14 @@ impl Bench<'_> {
         };
         let seen = measure(metric, self.candidate);
         let limit = stable.value.unwrap_or_default() * multiple;
-        Some(
-            self.finding(metric, seen, Some(stable), limit, rule, |value| {
-                value > limit && !negligible(value, stable.value.unwrap_or_default())
-            }),
-        )
+        Some(self.finding(metric, seen, Some(stable), limit, rule))
     }
 
     fn agreement(&self) -> Option<Finding> {
         let least = self.policy.agreement_min?;
-        let seen = Measured {
-            value: share(self.candidate.agreed, self.candidate.compared),
-            samples: self.candidate.compared,
-        };
+        let seen = measure(Metric::Agreement, self.candidate);
         let rule = format!("at least {} % of shadowed answers agree", percent(least));
-        Some(
-            self.finding(Metric::Agreement, seen, None, least, rule, |value| {
-                value < least
-            }),
-        )
+        Some(self.finding(Metric::Agreement, seen, None, least, rule))
     }
 
     fn finding(
@@ -236,29 +215,18 @@ impl Bench<'_> {
         stable: Option<Measured>,
         threshold: f64,
         rule: String,
-        breaks: impl Fn(f64) -> bool,
     ) -> Finding {
-        let enough = |measured: Measured| measured.samples >= self.policy.min_requests;
-        let outcome = match seen.value {
-            Some(value) if enough(seen) && stable.is_none_or(enough) => {
-                if breaks(value) {
-                    Outcome::Fail
-                } else {
-                    Outcome::Pass
-                }
-            }
-            Some(_) | None => Outcome::Insufficient,
-        };
-        Finding {
+        let finding = Finding {
             metric,
-            outcome,
+            outcome: Outcome::Insufficient,
             candidate: seen.value,
             stable: stable.and_then(|s| s.value),
             threshold,
             candidate_samples: seen.samples,
             stable_samples: stable.map_or(0, |s| s.samples),
             rule,
-        }
+        };
+        rule::decided(self.policy, finding)
     }
 }
 

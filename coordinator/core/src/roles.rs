@@ -119,6 +119,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_role_that_is_needed() {
         let rollback = Command::Rollback {
+            version: None,
             model: ModelName::new("digits").unwrap(),
             reason: String::new(),
         };

@@ -23,6 +23,7 @@ use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
 use rollcall_shared::limits::{LEASE_MAX, lease_bound};
 use rollcall_shared::report::Receipt;
 use rollcall_shared::time::Timestamp;
+use rollcall_shared::version::Version;
 
 use crate::coordinator::{Coordinator, Turn};
 use crate::effect::{Done, Refusal};
@@ -191,44 +192,75 @@ impl Coordinator {
         turn: &mut Turn,
         actor: &Actor,
         model: &ModelName,
+        version: Option<Version>,
         reason: String,
     ) -> Result<Done, Refusal> {
-        let entry = self
-            .state
-            .models
-            .get(model)
-            .ok_or_else(|| Refusal::NotFound(format!("there is no model {model}")))?;
-        let target = match (self.state.live_rollout(model), entry.stable) {
-            (Some(rollout), _) => Target::candidate_of(rollout),
-            (None, Some(stable)) if entry.serving_without(stable, None).is_some() => Target {
-                model: model.clone(),
-                rollout: self.promoted_by(model, stable).ok_or_else(|| {
-                    Refusal::Conflict(format!(
-                        "no rollout of {model} made {} stable",
-                        stable.version
-                    ))
-                })?,
-                withdrawn: stable,
-                preferred: None,
-            },
-            (None, Some(stable)) => {
-                return Err(Refusal::Conflict(format!(
-                    "{model} runs no rollout, and there is no version before {} to go back to: \
-                     start a direct rollout of a good version",
-                    stable.version
-                )));
+        let target = match (self.state.live_rollout(model), version) {
+            (Some(rollout), None) => Target::candidate_of(rollout),
+            (Some(rollout), Some(version)) if rollout.candidate.version == version => {
+                Target::candidate_of(rollout)
             }
-            (None, None) => {
-                return Err(Refusal::Conflict(format!(
-                    "{model} runs no rollout and has no stable version: nothing to roll back"
-                )));
-            }
+            (Some(_) | None, version) => self.stable_target(model, version)?,
         };
         let cause = Cause::Operator {
             actor: actor_name(actor),
             reason: crate::registry::cut(reason),
         };
         Ok(self.withdraw(turn, actor.clone(), target, cause))
+    }
+
+    /// The stable version as what shall go, if it may.
+    fn stable_target(
+        &self,
+        model: &ModelName,
+        version: Option<Version>,
+    ) -> Result<Target, Refusal> {
+        let Some(entry) = self.state.models.get(model) else {
+            return Err(Refusal::NotFound(format!("there is no model {model}")));
+        };
+        let refused = |why: String| Err(Refusal::Conflict(why));
+        let Some(stable) = entry.stable else {
+            return refused(format!(
+                "{model} runs no rollout and has no stable version: nothing to roll back"
+            ));
+        };
+        if let Some(version) = version.filter(|version| *version != stable.version) {
+            return refused(format!(
+                "{model}@{version} is neither on trial nor stable: see `rollcall model show {model}`"
+            ));
+        }
+        if entry.serving_without(stable, None).is_none() {
+            return refused(format!(
+                "{model} runs no rollout, and there is no version before {} to go back to: start a \
+                 direct rollout of a good version",
+                stable.version
+            ));
+        }
+        let newest = self
+            .state
+            .rollouts
+            .values()
+            .rev()
+            .find(|r| r.model == *model);
+        if let Some(withdrawn) = newest.filter(|r| version.is_none() && r.rollback().is_some()) {
+            return refused(format!(
+                "{} ({}@{}) is withdrawn already, and {model} runs no rollout. To take the stable \
+                 version back as well, say `--version {}`",
+                withdrawn.id, model, withdrawn.candidate.version, stable.version
+            ));
+        }
+        let rollout = self.promoted_by(model, stable).ok_or_else(|| {
+            Refusal::Conflict(format!(
+                "no rollout of {model} made {} stable",
+                stable.version
+            ))
+        })?;
+        Ok(Target {
+            model: model.clone(),
+            rollout,
+            withdrawn: stable,
+            preferred: None,
+        })
     }
 
     /// The rollout by which a version became stable.

@@ -3,11 +3,10 @@
 //! not take the coordinator's word for it.
 
 use rollcall_coordinator_core::input::Actor;
-use rollcall_coordinator_core::judge::LATENCY_NOISE_MS;
+use rollcall_coordinator_core::judge;
 use rollcall_coordinator_core::record::Cause;
 use rollcall_coordinator_core::view::{RolloutView, Step};
-use rollcall_shared::plan::Policy;
-use rollcall_shared::verdict::{Finding, Metric, Outcome, Verdict};
+use rollcall_shared::verdict::Verdict;
 use serde_json::json;
 
 use super::CliError;
@@ -19,7 +18,9 @@ pub(super) fn run(rollout: &RolloutView, output: &Output) -> Result<(), CliError
     let differs: Vec<u64> = rollout
         .history
         .iter()
-        .filter(|entry| verdict_of(&entry.step).is_some_and(|verdict| !recomputes(policy, verdict)))
+        .filter(|entry| {
+            verdict_of(&entry.step).is_some_and(|verdict| !judge::follows(policy, verdict))
+        })
         .map(|entry| entry.seq)
         .collect();
     let json = json!({
@@ -38,55 +39,6 @@ pub(super) fn run(rollout: &RolloutView, output: &Output) -> Result<(), CliError
             "the verdicts of records {differs:?} do not follow from their numbers: `rollcall audit verify`"
         )))
     }
-}
-
-/// Whether a verdict follows from its own numbers and the policy.
-fn recomputes(policy: &Policy, verdict: &Verdict) -> bool {
-    verdict
-        .findings
-        .iter()
-        .all(|finding| outcome(policy, finding) == finding.outcome)
-        && Verdict::of(verdict.findings.clone()) == *verdict
-}
-
-/// What the rules of the judge say of a finding's numbers.
-fn outcome(policy: &Policy, finding: &Finding) -> Outcome {
-    let Some(value) = finding.candidate else {
-        return Outcome::Insufficient;
-    };
-    let limit = match finding.metric {
-        Metric::LoadFailures => {
-            let failed = value >= finding.threshold;
-            return if failed { Outcome::Fail } else { Outcome::Pass };
-        }
-        Metric::ErrorRate => policy.error_rate_max,
-        Metric::LatencyP50 => policy.latency_p50_max_ms,
-        Metric::LatencyP95 => policy.latency_p95_max_ms,
-        Metric::LatencyP99 => policy.latency_p99_max_ms,
-        Metric::Agreement => policy.agreement_min,
-    };
-    // A rule that compares has stable's value and a threshold of its own.
-    let absolute = finding.stable.is_none() && limit == Some(finding.threshold);
-    let enough = |samples: u64| samples >= policy.min_requests;
-    if !enough(finding.candidate_samples) || !(absolute || enough(finding.stable_samples)) {
-        return Outcome::Insufficient;
-    }
-    let over = value > finding.threshold;
-    let broken = match finding.metric {
-        Metric::Agreement => value < finding.threshold,
-        Metric::LatencyP95 if !absolute => {
-            over && value - finding.stable.unwrap_or_default() >= LATENCY_NOISE_MS
-        }
-        Metric::ErrorRate if !absolute => {
-            over && value > policy.error_rate_max.map_or(0.0, |max| max / 10.0)
-        }
-        Metric::ErrorRate
-        | Metric::LatencyP50
-        | Metric::LatencyP95
-        | Metric::LatencyP99
-        | Metric::LoadFailures => over,
-    };
-    if broken { Outcome::Fail } else { Outcome::Pass }
 }
 
 const fn verdict_of(step: &Step) -> Option<&Verdict> {
@@ -119,7 +71,7 @@ fn text(rollout: &RolloutView) -> String {
             step_text(&entry.step)
         );
         if let Some(verdict) = verdict_of(&entry.step) {
-            let again = if recomputes(&rollout.plan.policy, verdict) {
+            let again = if judge::follows(&rollout.plan.policy, verdict) {
                 "recomputed: the same"
             } else {
                 "RECOMPUTED: DIFFERS"
@@ -201,9 +153,10 @@ pub(super) fn cause(cause: &Cause) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rollcall_coordinator_core::judge::{Baseline, Evidence, Loads, Recent, judge};
+    use rollcall_coordinator_core::judge::{Baseline, Evidence, Loads, Recent, follows, judge};
     use rollcall_shared::plan::Preset;
     use rollcall_shared::report::Counts;
+    use rollcall_shared::verdict::Outcome;
 
     use super::*;
 
@@ -253,14 +206,14 @@ mod tests {
                     },
                 },
             );
-            assert!(recomputes(&policy, &verdict), "{verdict:?}");
+            assert!(follows(&policy, &verdict), "{verdict:?}");
             for i in 0..verdict.findings.len() {
                 let mut changed = verdict.clone();
                 changed.findings[i].outcome = match changed.findings[i].outcome {
                     Outcome::Pass | Outcome::Insufficient => Outcome::Fail,
                     Outcome::Fail => Outcome::Pass,
                 };
-                assert!(!recomputes(&policy, &Verdict::of(changed.findings)));
+                assert!(!follows(&policy, &Verdict::of(changed.findings)));
             }
         }
     }

@@ -6,6 +6,7 @@ use clap::Args;
 use rollcall_coordinator_core::view::{RollbackNodeState, RollbackView};
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::time::{Timestamp, display_duration, parse_duration};
+use rollcall_shared::version::Version;
 use rollcall_transport::clock::Clock;
 
 use super::CliError;
@@ -25,6 +26,10 @@ pub(super) struct Rollback {
     /// Why; goes into the audit log.
     #[arg(long)]
     reason: String,
+    /// Only if this is the version that would go; needed to take back a stable version when
+    /// something was withdrawn just before.
+    #[arg(long)]
+    version: Option<Version>,
     /// How long to wait until every node has answered or is fenced. The rollback itself
     /// is decided before, and does not depend on it.
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
@@ -35,6 +40,7 @@ impl Rollback {
     pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), CliError> {
         let body = RollbackBody {
             reason: self.reason,
+            version: self.version,
         };
         let path = format!("/models/{}/rollback", self.model);
         let decided: RollbackView = client.post(&path, &body).await?;

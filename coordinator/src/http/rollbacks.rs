@@ -9,6 +9,7 @@ use rollcall_coordinator_core::input::Command;
 use rollcall_coordinator_core::view::RollbackView;
 use rollcall_shared::ids::{ModelName, RolloutId};
 use rollcall_shared::limits::TEXT_BYTES_MAX;
+use rollcall_shared::version::Version;
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
@@ -21,6 +22,10 @@ use super::{Api, LONG_POLL_MAX, Shared};
 pub struct RollbackBody {
     /// Why; goes into the audit log and to everyone who asks.
     pub reason: String,
+    /// Only if this is the version that would go. A stable version must be named when the last
+    /// thing that happened to the model was a withdrawal.
+    #[serde(default)]
+    pub version: Option<Version>,
 }
 
 #[derive(Deserialize)]
@@ -41,7 +46,7 @@ pub(super) async fn start(
     State(api): State<Shared>,
     Caller(actor): Caller,
     Path(model): Path<String>,
-    Body(RollbackBody { reason }): Body<RollbackBody>,
+    Body(RollbackBody { reason, version }): Body<RollbackBody>,
 ) -> Result<Json<RollbackView>, ApiError> {
     let model = named(&model)?;
     let reason = reason.trim().to_owned();
@@ -51,7 +56,14 @@ pub(super) async fn start(
         )));
     }
     match api
-        .command(actor, Command::Rollback { model, reason })
+        .command(
+            actor,
+            Command::Rollback {
+                model,
+                version,
+                reason,
+            },
+        )
         .await?
     {
         Done::Withdrawn { rollout, .. } => view(&api, Which::Of(rollout)).await.map(Json),

@@ -306,6 +306,7 @@ impl World {
         if busy {
             let reason = "phase 2".to_owned();
             let asked = Some(self.ana_asks(Command::Rollback {
+                version: None,
                 model: model.clone(),
                 reason,
             }));
@@ -343,6 +344,7 @@ impl World {
         }
         let reason = "the last one".to_owned();
         let ticket = self.ana_asks(Command::Rollback {
+            version: Some(version),
             model: model.clone(),
             reason,
         });

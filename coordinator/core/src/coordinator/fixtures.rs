@@ -271,6 +271,7 @@ impl World {
     pub(crate) fn rollback(&mut self) -> Vec<Effect> {
         let command = Command::Rollback {
             model: digits(),
+            version: None,
             reason: "it is bad".to_owned(),
         };
         self.command(admin(), command)

@@ -278,6 +278,7 @@ fn act(world: &mut World, action: u8, n: u64) {
             return;
         }
         8 if n == 1 => Command::Rollback {
+            version: None,
             model: digits(),
             reason: String::new(),
         },

@@ -188,7 +188,8 @@ fn what_was_recorded_of_stable_stands_in_where_the_candidate_answers_everything(
 
 #[test]
 fn one_bad_node_is_not_a_bad_candidate_unless_it_is_the_only_one() {
-    let outcome = |nodes, failed| loads(Loads { nodes, failed }).outcome;
+    let policy = rollcall_shared::plan::Preset::Balanced.policy();
+    let outcome = |nodes, failed| loads(&policy, Loads { nodes, failed }).outcome;
     assert_eq!(outcome(3, 1), Outcome::Pass);
     assert_eq!(outcome(3, 2), Outcome::Fail);
     assert_eq!(outcome(1, 1), Outcome::Fail);

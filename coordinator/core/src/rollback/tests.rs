@@ -4,7 +4,7 @@ use rollcall_shared::ids::RolloutId;
 
 use crate::coordinator::fixtures::*;
 use crate::view::{FencedNode, RollbackNodeState, RollbackView};
-use crate::{Effect, Event};
+use crate::{Command, Done, Effect, Event, Refusal};
 
 /// The rollback of r-2, as shown now.
 fn view(world: &World) -> RollbackView {
@@ -311,4 +311,41 @@ fn a_rollback_with_nothing_to_go_back_to_is_refused() {
         panic!("{effects:?}");
     };
     assert!(refusal.to_string().contains("no version before 1.0.0"));
+}
+
+#[test]
+fn a_rollback_repeated_after_a_lost_answer_does_not_take_the_good_version_too() {
+    let mut world = World::promoted(1);
+    world.start(&CANARY.replace("2.0.0", "3.0.0"));
+    world.rollback();
+    let before = world.journal.len();
+    let again = |version| Command::Rollback {
+        model: digits(),
+        version,
+        reason: "it is bad".to_owned(),
+    };
+    for wrong in [None, Some(version(3).version)] {
+        assert!(matches!(
+            world.result(admin(), again(wrong)),
+            Err(Refusal::Conflict(_))
+        ));
+    }
+    assert_eq!(
+        world.journal.len(),
+        before,
+        "a refused rollback left a record"
+    );
+
+    let meant = world.done(admin(), again(Some(version(2).version)));
+    assert!(matches!(
+        meant,
+        Done::Withdrawn {
+            rollout: RolloutId(2),
+            ..
+        }
+    ));
+    assert_eq!(
+        world.core.model(&digits()).unwrap().stable,
+        Some(version(1).version)
+    );
 }
