@@ -15,7 +15,7 @@ use rollcall_coordinator_core::record::Record;
 use rollcall_shared::digest::Digest;
 
 /// Version of the snapshot's form. Another one: the snapshot is ignored and every record folded.
-pub const SNAPSHOT_SCHEMA: u32 = 1;
+pub const SNAPSHOT_SCHEMA: u32 = 2;
 
 /// A record as it is stored: its exact text and the hash of that text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -54,7 +54,7 @@ pub enum Packet {
     },
 }
 
-/// What arrived, decoded by [`decode_frame`] or [`codec::decode`].
+/// What arrived, decoded from a frame or a datagram.
 #[derive(Clone, Debug)]
 pub enum Arrived {
     /// A frame of the control stream, in order.

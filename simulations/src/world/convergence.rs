@@ -325,7 +325,14 @@ impl World {
         if let Err(progress) = self.answer(ticket) {
             return progress;
         }
-        let watch_s = *self.convergence.draws.one_of(&[2, 600]);
+        let drawn = *self.convergence.draws.one_of(&[2, 600]);
+        // A first version that is promoted has nothing before it to go back to: take it
+        // back while it is still on trial.
+        let core = self.coordinator.core.as_ref();
+        let stable = core
+            .and_then(|core| core.model(&model))
+            .and_then(|view| view.stable);
+        let watch_s = if stable.is_some() { drawn } else { 600 };
         let plan = Operator::direct_plan(&model, version, watch_s);
         let ticket = self.ana_asks(Command::StartRollout {
             plan,
