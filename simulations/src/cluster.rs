@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +18,9 @@ use crate::relay::Relay;
 
 /// How long any one step of the set-up may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where servers are put.
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// As `init` writes it.
 const REPORT_EVERY_DEFAULT: &str = "# report_every = \"5s\"";
@@ -52,15 +57,28 @@ fn node_name(index: u16) -> String {
     format!("node-{}", index + 1)
 }
 
-/// A loopback TCP or UDP port that was free a moment ago.
+/// A loopback port that is free for TCP and UDP. Chosen below the range from which the
+/// kernel gives ports to clients, so that no client's socket takes it before the server
+/// binds it.
 fn free_port(base: Option<u16>, offset: u16) -> Result<SocketAddr> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     if let Some(base) = base {
         return Ok(SocketAddr::from(([127, 0, 0, 1], base + offset)));
     }
-    let tcp = TcpListener::bind("127.0.0.1:0")?;
-    let address = tcp.local_addr()?;
-    UdpSocket::bind(address).context("the port is taken for UDP")?;
-    Ok(address)
+    for _ in PORTS {
+        let asked = NEXT.fetch_add(1, Ordering::Relaxed);
+        let step = std::process::id().wrapping_mul(97).wrapping_add(asked);
+        let port = PORTS.start + u16::try_from(step % u32::from(PORTS.end - PORTS.start))?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!(
+        "no loopback port is free between {} and {}",
+        PORTS.start,
+        PORTS.end
+    )
 }
 
 impl Cluster {

@@ -1,10 +1,13 @@
 //! Rollbacks as an operator lives them: one command, receipts, and who answers afterwards.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Result;
-use rollcall_tests::{Fleet, canary_plan};
+use rollcall_simulations::traffic::{Observer, Rows, Tally, Traffic};
+use rollcall_tests::{Fleet, canary_plan, model_folder};
 use serde_json::Value;
+use tokio::time::Instant;
 
 const PROGRAMS: &str = env!("CARGO_BIN_EXE_rollcall-under-test");
 
@@ -126,6 +129,49 @@ async fn a_silent_node_is_reported_fenced_and_not_before_its_lease_is_over() -> 
     assert_eq!(
         answers(&fleet, 1, 60).await?.keys().collect::<Vec<_>>(),
         ["1.0.0"]
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_version_is_withdrawn_in_shadow_and_no_client_waits_for_it() -> Result<()> {
+    let fleet = Fleet::start(PROGRAMS, 2).await?;
+    fleet.make_stable("2.0.0").await?;
+    fleet.push("4.0.0")?;
+    let observer = Observer::default();
+    let rows = Arc::new(Rows::read(
+        &model_folder().join("digits/2.0.0/validation.json"),
+    )?);
+    let urls = fleet.cluster.agents.iter();
+    let urls = urls
+        .map(|http| format!("http://{http}/v2/models/digits/infer"))
+        .collect();
+    let began = Instant::now();
+    let _traffic = Traffic::start(urls, rows, 40, &observer);
+    let id = fleet.rollout(
+        "model = \"digits\"\ncandidate = \"4.0.0\"\nstrategy = \"shadow\"\n\
+         [policy]\nmin_requests = 50\ncheck_every = \"200ms\"\nlatency_multiplier_max = 2\n\
+         [[stage]]\nname = \"shadow\"\nmode = \"shadow\"\nhold = \"10m\"\n",
+    )?;
+    let rollout = fleet.until_state(&id, "withdrawn").await?;
+    let findings = rollout["verdict"]["findings"]
+        .as_array()
+        .expect("a verdict has findings");
+    let broken: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding["outcome"] == "fail")
+        .collect();
+    assert!(
+        !broken.is_empty()
+            && broken
+                .iter()
+                .all(|finding| finding["metric"] == "latency_p95"),
+        "it is slow and nothing else: {broken:?}"
+    );
+    let tally = Tally::of(&observer.since(began));
+    assert_eq!(
+        (tally.errors, tally.versions.keys().collect::<Vec<_>>()),
+        (0, vec![&"2.0.0".to_owned()])
     );
     Ok(())
 }
