@@ -329,7 +329,14 @@ async fn a_version_that_the_coordinator_cannot_send_is_reported_and_tried_again(
         })
         .await;
     assert!(reason.contains("manifest") && retrying, "{reason}");
-    let model = &node.status().await["models"][0];
-    assert!(model["waiting"][0]["on"] == "retry", "{model}");
+    // The status page follows the message, and shows the next attempt in turn.
+    let shown = async {
+        while node.status().await["models"][0]["waiting"][0]["on"] != "retry" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), shown)
+        .await
+        .expect("the status page never showed that it is tried again");
     node.stop().await;
 }
