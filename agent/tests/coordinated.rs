@@ -217,7 +217,10 @@ async fn a_node_fetches_serves_reports_and_takes_a_candidate_back_for_good() {
         })
         .await;
     assert_eq!(hello.withdrawals[0].withdrawn, candidate);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Its next heartbeat says that the welcome, with the old assignment, has been taken in.
+    heard
+        .next(|message| matches!(message, FromAgent::Heartbeat(_)).then_some(()))
+        .await;
     assert_eq!(
         node.infer().await,
         (200, "1.0.0".to_owned(), "stable".to_owned())

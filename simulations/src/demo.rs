@@ -245,24 +245,7 @@ impl Story {
         ));
 
         self.until_stage(&id, "half-of-nodes").await?;
-        let tally = Tally::of(&self.watch(1.5).await);
-        let on_candidate = tally
-            .nodes
-            .values()
-            .filter(|versions| versions.keys().eq(["2.0.0"]))
-            .count();
-        let on_stable = tally
-            .nodes
-            .values()
-            .filter(|versions| versions.keys().eq(["1.0.0"]))
-            .count();
-        let half = self.cluster.agents.len().div_ceil(2);
-        ensure!(
-            on_candidate == half && on_candidate + on_stable == self.cluster.agents.len(),
-            "nodes mix versions or the cohort is not {half}: {:?}",
-            tally.nodes
-        );
-        self.say(&format!("half-of-nodes: {on_candidate} nodes answer with 2.0.0 only, {on_stable} with 1.0.0 only"));
+        self.half_of_the_nodes_answer_with_it().await?;
 
         self.until_state(&id, "promoted").await?;
         let tally = Tally::of(&self.watch(1.0).await);
@@ -281,6 +264,35 @@ impl Story {
             "promoted: 2.0.0 is stable, {:.1} % right; {} requests during the rollout, 0 failed",
             tally.accuracy() * 100.0,
             trip.total
+        ));
+        Ok(())
+    }
+
+    async fn half_of_the_nodes_answer_with_it(&self) -> Result<()> {
+        let everybody = self.cluster.agents.len();
+        let half = everybody.div_ceil(2);
+        let is_split = |tally: &Tally| {
+            tally.nodes_only("2.0.0") == half && tally.nodes_only("1.0.0") == everybody - half
+        };
+        // The stage has begun; its assignments are on their way for some milliseconds.
+        let lately = || {
+            self.observer
+                .since(Instant::now() - Duration::from_millis(300))
+        };
+        self.cluster
+            .until("every node answers with one version", || {
+                Ok(is_split(&Tally::of(&lately())))
+            })
+            .await?;
+        let tally = Tally::of(&self.watch(1.5).await);
+        ensure!(
+            is_split(&tally),
+            "nodes mix versions or the cohort is not {half}: {:?}",
+            tally.nodes
+        );
+        self.say(&format!(
+            "half-of-nodes: {half} nodes answer with 2.0.0 only, {} with 1.0.0 only",
+            everybody - half
         ));
         Ok(())
     }

@@ -160,6 +160,13 @@ impl Tally {
         self.versions.get(version).copied().unwrap_or(0) as f64 / self.total.max(1) as f64
     }
 
+    /// Nodes whose answers all came from `version`.
+    #[must_use]
+    pub fn nodes_only(&self, version: &str) -> usize {
+        let only = |versions: &&BTreeMap<String, usize>| versions.keys().eq([version]);
+        self.nodes.values().filter(only).count()
+    }
+
     /// Share of answers that were right.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "thousands of requests")]
