@@ -354,7 +354,8 @@ impl Story {
             "one node should be fenced by its lease: {rollback}"
         );
         self.cut_off_node_fenced_itself(cut, last)?;
-        self.healed_node_stays_with_stable(began, last).await
+        self.healed_node_stays_with_stable(began, last, &rollback["generation"])
+            .await
     }
 
     /// Waits for the receipts of all nodes but `last`, and holds them to their word.
@@ -396,11 +397,21 @@ impl Story {
         Ok(())
     }
 
-    async fn healed_node_stays_with_stable(&self, began: Instant, last: usize) -> Result<()> {
+    async fn healed_node_stays_with_stable(
+        &self,
+        began: Instant,
+        last: usize,
+        generation: &Value,
+    ) -> Result<()> {
         self.cluster.last_link.cut(false);
         let healed = Instant::now();
         self.cluster
-            .wait_for_agents(self.cluster.agents.len())
+            .until("the cut-off node has heard of the rollback", || {
+                let nodes: Vec<Value> = self.cluster.json(&["agent", "list"])?;
+                let is_last = |node: &&Value| node["node"] == format!("node-{}", last + 1);
+                let node = nodes.iter().find(is_last);
+                Ok(node.is_some_and(|node| node["models"][0]["generation"] == *generation))
+            })
             .await?;
         let back = healed.elapsed();
         let tally = Tally::of(&self.watch(1.0).await);
@@ -412,7 +423,7 @@ impl Story {
         let whole = Tally::of(&self.observer.since(began));
         ensure!(whole.errors == 0, "{} requests failed", whole.errors);
         self.say(&format!(
-            "healed: node-{} is back after {:.1} s and stays with 2.0.0; of {} requests in this act \
+            "healed: node-{} heard of it after {:.1} s and stays with 2.0.0; of {} requests in this act \
              0 failed: stable answered where 5.0.0 could not",
             last + 1,
             back.as_secs_f64(),
