@@ -46,18 +46,23 @@ pub trait StateStore: Send + Sync + 'static {
     /// Why it could not.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Makes `state` durable in place of what was there. Blocks.
+    /// Makes `state` durable in place of what was there.
     ///
     /// # Errors
     /// When it is not known to be durable.
-    fn save(&self, state: &DurableState) -> Result<(), Self::Error>;
+    fn save(
+        self: Arc<Self>,
+        state: Arc<DurableState>,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
 impl StateStore for crate::cache::StateStore {
     type Error = crate::cache::StateError;
 
-    fn save(&self, state: &DurableState) -> Result<(), Self::Error> {
-        Self::save(self, state)
+    async fn save(self: Arc<Self>, state: Arc<DurableState>) -> Result<(), Self::Error> {
+        let saving =
+            tokio::task::spawn_blocking(move || crate::cache::StateStore::save(&self, &state));
+        saving.await.unwrap_or(Err(crate::cache::StateError::Ended))
     }
 }
 
@@ -161,7 +166,7 @@ struct Driver<S, P: Preparer, R> {
 
 /// A state that the disk refused.
 struct Unsaved {
-    state: DurableState,
+    state: Arc<DurableState>,
     again_at: Timestamp,
 }
 
@@ -214,7 +219,7 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
         for effect in effects {
             match effect {
                 Effect::Swap(route) => self.swap(route),
-                Effect::Persist(state) => self.save(state).await,
+                Effect::Persist(state) => self.save(Arc::new(state)).await,
                 Effect::Send(message) => self.send(message),
                 Effect::Prepare { model, version } => self.preparing.begin(model, version),
                 Effect::Unload { model, version } => self.preparing.unload(model, version),
@@ -254,10 +259,9 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
         self.ports.link.send(self.connection, message);
     }
 
-    async fn save(&mut self, state: DurableState) {
+    async fn save(&mut self, state: Arc<DurableState>) {
         let store = Arc::clone(&self.ports.state_store);
-        let (state, saved) = spawn_save(store, state).await;
-        match saved {
+        match store.save(Arc::clone(&state)).await {
             Ok(()) => {
                 if self.unsaved.take().is_some() {
                     tracing::info!("the state is on disk again");
@@ -265,6 +269,7 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
                 }
             }
             Err(error) => {
+                let error = crate::link::chain(&error);
                 tracing::error!(%error, "the state is not durable: no receipt is sent until it is");
                 let again_at = self.ports.clock.now() + SAVE_AGAIN_AFTER;
                 self.unsaved = Some(Unsaved { state, again_at });
@@ -274,22 +279,7 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
 
     async fn save_again(&mut self) {
         if let Some(Unsaved { state, .. }) = &self.unsaved {
-            self.save(state.clone()).await;
+            self.save(Arc::clone(state)).await;
         }
     }
-}
-
-/// Saves on a blocking thread and gives the state back.
-async fn spawn_save<S: StateStore>(
-    store: Arc<S>,
-    state: DurableState,
-) -> (DurableState, Result<(), String>) {
-    let kept = state.clone();
-    let saving = tokio::task::spawn_blocking(move || {
-        store
-            .save(&state)
-            .map_err(|error| crate::link::chain(&error))
-    });
-    let saved = saving.await.unwrap_or_else(|error| Err(error.to_string()));
-    (kept, saved)
 }

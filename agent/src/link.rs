@@ -5,8 +5,12 @@
 //! connection, so that what was meant for a lost connection never reaches the next
 //! one, and `Hello` is the first message on each.
 //!
+//! Withdrawals come as beacons first, straight from the socket to the driver; an answer
+//! to one waits for this node's place among all answers.
+//!
 //! Reports and artifacts take streams of their own through [`LinkHandle`].
 
+mod beacons;
 mod session;
 
 use std::io;
@@ -15,7 +19,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint};
+use quinn::{ClientConfig, Connection};
 use rollcall_agent_core::input::Input;
 use rollcall_shared::backoff::Backoff;
 use rollcall_shared::digest::Digest;
@@ -24,7 +28,7 @@ use rollcall_shared::report::Report;
 use rollcall_shared::wire::{ArtifactAnswer, ArtifactRequest, FromAgent, FromAgentReport};
 use rollcall_transport::channel::{ChannelError, FrameReader, FrameWriter, priority};
 use rollcall_transport::close::{CloseCode, Closed, close};
-use rollcall_transport::endpoint::{ConnectError, connect};
+use rollcall_transport::endpoint::{AgentEndpoint, ConnectError, connect};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -59,7 +63,7 @@ pub struct LinkEvent {
 /// What a link needs.
 pub struct LinkConfig {
     /// Dials from here.
-    pub endpoint: Endpoint,
+    pub endpoint: AgentEndpoint,
     /// Who we are, and whom we accept.
     pub client: ClientConfig,
     /// `HOST:PORT`, tried in turn. Empty: the link does nothing.
@@ -145,7 +149,7 @@ impl Link {
         if let Some(connection) = self.connection.send_replace(None) {
             close(&connection, CloseCode::Shutdown, "the agent is stopping");
             // The farewell gets a moment; a peer that is gone gets no more.
-            let idle = self.config.endpoint.wait_idle();
+            let idle = self.config.endpoint.quic.wait_idle();
             let _ = tokio::time::timeout(Duration::from_millis(200), idle).await;
         }
     }
@@ -195,6 +199,13 @@ impl Link {
         if self.events.send(connected).await.is_err() {
             return ControlFlow::Break(());
         }
+        // Until the end of this conversation; what comes later comes on a stream.
+        let beacons = beacons::listen(
+            &self.config.endpoint.beacons,
+            &connection,
+            number,
+            &self.events,
+        );
         let mut welcomed = false;
         let end = session::Session {
             connection: &connection,
@@ -202,10 +213,14 @@ impl Link {
             events: &self.events,
             cadence: &self.cadence,
             reset: &self.reset,
+            answer_after: beacons
+                .as_ref()
+                .map(|(_, answer_after)| answer_after.clone()),
             welcomed: &mut welcomed,
         }
         .run(streams, &mut self.outbox)
         .await;
+        drop(beacons);
         self.connection.send_replace(None);
         self.cadence.send_replace(None);
         tracing::warn!(reason = %end, "disconnected; serving goes on");
@@ -225,7 +240,7 @@ impl Link {
 }
 
 async fn dial(config: &LinkConfig, coordinator: &str) -> Result<Connection, DialError> {
-    let usable = |address: &SocketAddr| match config.endpoint.local_addr() {
+    let usable = |address: &SocketAddr| match config.endpoint.quic.local_addr() {
         // A socket of IPv6 reaches both, one of IPv4 only its own.
         Ok(local) => local.is_ipv6() || address.is_ipv4(),
         Err(_) => true,
@@ -236,7 +251,7 @@ async fn dial(config: &LinkConfig, coordinator: &str) -> Result<Connection, Dial
         .collect();
     let mut last = DialError::NoAddress;
     for address in addresses {
-        match connect(&config.endpoint, config.client.clone(), address).await {
+        match connect(&config.endpoint.quic, config.client.clone(), address).await {
             Ok(connection) => return Ok(connection),
             Err(error) => last = error.into(),
         }

@@ -10,14 +10,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::ClientConfig;
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::input::Input;
 use rollcall_shared::ids::NodeId;
 use rollcall_shared::time::Timestamp;
 use rollcall_transport::ca::CaCertificate;
 use rollcall_transport::clock::Clock;
-use rollcall_transport::endpoint::agent_config;
+use rollcall_transport::endpoint::{EndpointError, agent_config, agent_endpoint_on};
 use rollcall_transport::identity::{Identity, IdentityError};
 use rollcall_transport::spiffe::SpiffeId;
 use rollcall_transport::tls::TlsError;
@@ -87,6 +87,9 @@ pub enum RunError {
     /// The saved state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The way to the coordinator does not open.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// The operating system gives no socket or thread.
     #[error("the operating system refuses")]
     System(#[from] io::Error),
@@ -201,8 +204,7 @@ async fn live(
         move || store.load()
     });
     let (agent, boot) = Agent::restore(identity(&config), state.await??, clock.now());
-    let runtime = Arc::new(TokioRuntime);
-    let endpoint = Endpoint::new(EndpointConfig::default(), None, udp, runtime)?;
+    let endpoint = agent_endpoint_on(udp)?;
     let (link, handle, link_events) = link(LinkConfig {
         endpoint,
         client: credentials.client,

@@ -39,11 +39,11 @@ struct Disk {
 impl StateStore for Disk {
     type Error = io::Error;
 
-    fn save(&self, state: &DurableState) -> io::Result<()> {
+    async fn save(self: Arc<Self>, state: Arc<DurableState>) -> io::Result<()> {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        *self.saved.lock().unwrap() = state.clone();
+        *self.saved.lock().unwrap() = DurableState::clone(&state);
         Ok(())
     }
 }

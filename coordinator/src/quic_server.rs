@@ -5,7 +5,8 @@
 //!
 //! | part | does |
 //! | --- | --- |
-//! | [`outbox`] | what waits to be written to agents, and broadcasts |
+//! | [`outbox`] | what waits to be written to agents |
+//! | [`push`] | a withdrawal's way to everyone |
 //! | [`session`] | one agent's connection from `Hello` to its end |
 //! | [`artifact`] | files for agents |
 //! | [`enrolment`] | a node's first certificate |
@@ -15,6 +16,7 @@ pub mod artifact;
 pub mod enrolment;
 pub mod outbox;
 pub mod public_key;
+mod push;
 mod rate;
 pub mod session;
 

@@ -15,6 +15,7 @@ use rollcall_coordinator_core::coordinator::CoreConfig;
 use rollcall_shared::ids::FleetName;
 use rollcall_shared::signing::SigningKey;
 use rollcall_transport::admission::{Admission, RevokedCertificates};
+use rollcall_transport::beacon::BeaconSender;
 use rollcall_transport::ca::FleetCa;
 use rollcall_transport::close::CloseCode;
 use rollcall_transport::endpoint::{EndpointError, coordinator_endpoint};
@@ -114,6 +115,9 @@ pub enum ServeError {
     /// The agents' door does not open.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// No thread for pushes.
+    #[error("the system gives no thread for withdrawals: {0}")]
+    Push(#[source] io::Error),
     /// The journal is unusable.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -203,7 +207,8 @@ impl Assembled {
             metrics.clone(),
         )
         .await?;
-        let endpoint = agents_door(sockets.quic, &keys)?;
+        let (endpoint, beacons) = agents_door(sockets.quic, &keys)?;
+        agents.push_by(beacons).map_err(ServeError::Push)?;
         let operators = https_server(sockets.https, &keys.identity)?;
         let pin = keys.ca.fingerprint();
         let context = Context::new(
@@ -301,7 +306,7 @@ fn open_journal(folder: &Path) -> Result<Arc<dyn Journal>, ServeError> {
     Ok(Arc::new(SqliteJournal::open(folder)?))
 }
 
-fn agents_door(socket: UdpSocket, keys: &Keys) -> Result<Endpoint, ServeError> {
+fn agents_door(socket: UdpSocket, keys: &Keys) -> Result<(Endpoint, BeaconSender), ServeError> {
     // A smaller buffer costs repeats, nothing else.
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, UDP_RECEIVE_BYTES);
     Ok(coordinator_endpoint(

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fixture::{Fleet, push, token};
-use quinn::{Connection, Endpoint};
+use quinn::Connection;
 use reqwest::Method;
 use rollcall_coordinator::http::tokens::NewTokenKind;
 use rollcall_coordinator_core::view::{NodeView, RollbackView, RolloutView};
@@ -19,16 +19,18 @@ use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::manifest::SignedManifest;
 use rollcall_shared::report::{Readiness, ReadyState, Receipt, Role, Serving};
 use rollcall_shared::wire::{
-    ArtifactAnswer, ArtifactRequest, EnrollAnswer, EnrollRequest, FromAgent, Heartbeat, Hello,
-    PROTOCOL, PROTOCOL_MIN, ToAgent, Welcome,
+    ArtifactAnswer, ArtifactRequest, Beacon, EnrollAnswer, EnrollRequest, FromAgent, Heartbeat,
+    Hello, PROTOCOL, PROTOCOL_MIN, ToAgent, Welcome,
 };
+use rollcall_transport::beacon::Listening;
 use rollcall_transport::ca::CaCertificate;
 use rollcall_transport::channel::{FrameReader, FrameWriter, priority};
 use rollcall_transport::close::{CloseCode, Closed};
-use rollcall_transport::endpoint::{agent_config, agent_endpoint, connect};
+use rollcall_transport::endpoint::{AgentEndpoint, agent_config, agent_endpoint, connect};
 use rollcall_transport::enroll::enroll;
 use rollcall_transport::identity::{Identity, new_agent_key};
 use rollcall_transport::token::EnrolmentToken;
+use tokio::sync::mpsc;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -44,7 +46,7 @@ watch = "1h"
 "#;
 
 struct Agent {
-    endpoint: Endpoint,
+    endpoint: AgentEndpoint,
     identity: Identity,
     ca: CaCertificate,
 }
@@ -54,6 +56,9 @@ struct Session {
     reader: FrameReader,
     writer: FrameWriter,
     welcome: Welcome,
+    /// What came beside QUIC.
+    fast: mpsc::UnboundedReceiver<ToAgent>,
+    _listening: Listening,
 }
 
 fn request(token: &str, node: &str) -> (EnrollRequest, String) {
@@ -72,7 +77,10 @@ impl Agent {
         let endpoint = agent_endpoint("127.0.0.1:0".parse().unwrap()).unwrap();
         let pin = token.parse::<EnrolmentToken>().unwrap().pin;
         let (request, key) = request(token, node);
-        match enroll(&endpoint, at, pin, &request, None).await.unwrap() {
+        match enroll(&endpoint.quic, at, pin, &request, None)
+            .await
+            .unwrap()
+        {
             EnrollAnswer::Enrolled {
                 certificate, ca, ..
             } => Ok(Self {
@@ -86,11 +94,16 @@ impl Agent {
 
     async fn dial(&self, at: SocketAddr) -> Connection {
         let config = agent_config(&self.identity, &self.ca).unwrap();
-        connect(&self.endpoint, config, at).await.unwrap()
+        connect(&self.endpoint.quic, config, at).await.unwrap()
     }
 
     async fn connect(&self, at: SocketAddr) -> Session {
         let connection = self.dial(at).await;
+        let (beacons, fast) = mpsc::unbounded_channel();
+        let deliver = move |body: &[u8], _: f64| {
+            let _ = beacons.send(codec::decode::<Beacon>(body).unwrap().message);
+        };
+        let listening = self.endpoint.beacons.listen(&connection, deliver).unwrap();
         let (send, receive) = connection.open_bi().await.unwrap();
         let mut writer = FrameWriter::new(send, priority::CONTROL);
         let hello = Hello {
@@ -114,6 +127,8 @@ impl Agent {
             reader,
             writer,
             welcome,
+            fast,
+            _listening: listening,
         }
     }
 }
@@ -290,15 +305,12 @@ async fn a_rollback_reaches_the_agent_and_is_settled_by_its_receipt() {
     let withdrawal = session.withdrawn().await;
     assert_eq!(withdrawal.withdrawn, candidate.version);
     assert_eq!(withdrawal.generation, view.generation);
-    // Datagrams carry heartbeat answers too; one of them is the withdrawal's fast copy.
-    let fast = loop {
-        let datagram = tokio::time::timeout(SOON, session.connection.read_datagram());
-        let datagram = datagram.await.expect("no fast copy").unwrap();
-        if let ToAgent::Withdraw(fast) = codec::decode(&datagram).unwrap() {
-            break fast;
-        }
-    };
-    assert_eq!(fast, withdrawal);
+    // The beacon came first, and comes again as long as nobody answers.
+    for _ in 0..2 {
+        let beacon = tokio::time::timeout(SOON, session.fast.recv()).await;
+        let beacon = beacon.expect("no beacon").expect("nobody listens");
+        assert_eq!(beacon, ToAgent::Withdraw(withdrawal.clone()));
+    }
 
     session.receipt(&model, withdrawal.generation, vec![]).await;
     let page = format!("/rollouts/{}/rollback?wait_ms=5000", rollout.id);

@@ -121,6 +121,18 @@ pub struct HeartbeatAnswer {
     pub current: Vec<(ModelName, Generation)>,
 }
 
+/// What must arrive first, in a sealed datagram beside QUIC; the control stream repeats
+/// it for those who do not answer. Only messages that mean the same however often they
+/// come: withdrawals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beacon {
+    /// Answers are wanted within so many milliseconds, spread evenly over the fleet, so
+    /// that they do not come all at once and in the way of beacons to others.
+    pub answer_within_ms: u32,
+    /// The message.
+    pub message: ToAgent,
+}
+
 /// First on a unidirectional report stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromAgentReport {

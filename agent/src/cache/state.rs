@@ -35,6 +35,9 @@ pub enum StateError {
     /// A record is over the bound of a frame.
     #[error("the agent's state cannot be encoded")]
     Encode(#[source] CodecError),
+    /// The process is ending.
+    #[error("the process ended before the state was written")]
+    Ended,
     /// Written by a later agent.
     #[error(
         "{path} has form {found}, this agent knows {VERSION}: run the rollcall-agent that wrote it, or a later one"

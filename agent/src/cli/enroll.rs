@@ -142,7 +142,7 @@ impl Enroll {
                 .context("no UDP socket")
                 .map_err(CliError::Failed)?;
             let pin = self.token.pin;
-            match enroll(&endpoint, address, pin, &request, None).await {
+            match enroll(&endpoint.quic, address, pin, &request, None).await {
                 Ok(answer) => return Ok(answer),
                 Err(error @ EnrollError::Connect(_)) => last = chain(&error),
                 Err(error) => {

@@ -16,6 +16,7 @@ use rollcall_transport::channel::{
 use rollcall_transport::close::CloseCode;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::beacons::AnswerAfter;
 use super::{Cadence, ConnectionNumber, LinkEvent};
 
 /// A coordinator that asks for reports more often than this gets them at this pace.
@@ -28,6 +29,8 @@ pub(super) struct Session<'a> {
     pub(super) events: &'a mpsc::Sender<LinkEvent>,
     pub(super) cadence: &'a watch::Sender<Option<Cadence>>,
     pub(super) reset: &'a Notify,
+    /// Receipts wait for it.
+    pub(super) answer_after: Option<AnswerAfter>,
     /// Set when the coordinator let us in.
     pub(super) welcomed: &'a mut bool,
 }
@@ -91,13 +94,20 @@ impl Session<'_> {
             events,
             cadence,
             reset,
+            answer_after,
             welcomed,
         } = self;
+        let outgoing = Outgoing {
+            connection,
+            number,
+            writer,
+            answer_after,
+        };
         let inbox = Inbox { number, events };
         tokio::select! {
             end = inbox.read_control(reader, cadence, welcomed) => end,
             end = inbox.read_datagrams(connection) => end,
-            end = write(connection, writer, number, outbox) => end,
+            end = outgoing.write(outbox) => end,
             () = reset.notified() => End::Reset,
         }
     }
@@ -178,23 +188,32 @@ impl Inbox<'_> {
     }
 }
 
-/// Messages for an earlier connection are dropped; heartbeats go as datagrams when
-/// they fit.
-async fn write(
-    connection: &Connection,
-    mut writer: FrameWriter,
+struct Outgoing<'a> {
+    connection: &'a Connection,
     number: ConnectionNumber,
-    outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>,
-) -> End {
-    while let Some((meant_for, message)) = outbox.recv().await {
-        if meant_for != number {
-            continue;
+    writer: FrameWriter,
+    answer_after: Option<AnswerAfter>,
+}
+
+impl Outgoing<'_> {
+    /// Messages for an earlier connection are dropped; heartbeats go as datagrams when
+    /// they fit. A receipt waits for its place, and what follows it waits behind it: at
+    /// most some hundred milliseconds, in the largest fleets.
+    async fn write(mut self, outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>) -> End {
+        while let Some((meant_for, message)) = outbox.recv().await {
+            if meant_for != self.number {
+                continue;
+            }
+            if let (FromAgent::Receipt(_), Some(answer_after)) = (&message, &self.answer_after) {
+                let at = *answer_after.borrow();
+                tokio::time::sleep_until(at).await;
+            }
+            let as_datagram = matches!(message, FromAgent::Heartbeat(_))
+                && send_datagram(self.connection, &message).is_ok();
+            if !as_datagram && let Err(error) = self.writer.send(&message).await {
+                return End::Channel(error);
+            }
         }
-        let as_datagram = matches!(message, FromAgent::Heartbeat(_))
-            && send_datagram(connection, &message).is_ok();
-        if !as_datagram && let Err(error) = writer.send(&message).await {
-            return End::Channel(error);
-        }
+        End::Stopped
     }
-    End::Stopped
 }

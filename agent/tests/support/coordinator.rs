@@ -93,7 +93,9 @@ impl Coordinator {
         let certificate = CaCertificate::from_pem(ca.certificate_pem()).unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let endpoint = coordinator_endpoint(socket, &identity, &certificate).unwrap();
+        let endpoint = coordinator_endpoint(socket, &identity, &certificate)
+            .unwrap()
+            .0;
         let (seen, messages) = mpsc::channel(1_024);
         let (reports, report_receiver) = mpsc::channel(1_024);
         let shared = Arc::new(Shared {

@@ -35,6 +35,10 @@ pub(super) struct Wait {
     wait_ms: u64,
 }
 
+/// Between two looks at a rollback that is waited for: a look at ten thousand receipts
+/// costs the core milliseconds, and each receipt is a change.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// Which rollback.
 #[derive(Clone)]
 enum Which {
@@ -102,6 +106,7 @@ async fn settled(api: &Api, which: Which, wait: Wait) -> Result<Json<RollbackVie
             if view.settled || changes.changed().await.is_err() {
                 return Ok(view);
             }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     match tokio::time::timeout(wait, until_settled).await {

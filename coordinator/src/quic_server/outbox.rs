@@ -3,24 +3,29 @@
 //! Two ways out for each connection. Ordinary messages go through a bounded queue;
 //! when it is full the agent is disconnected and resyncs on return. Withdrawals go
 //! through one slot a model where the latest wins: they can be late, but are never
-//! dropped, and are written ahead of everything that waits. Nothing here ever waits
-//! for an agent.
+//! dropped, and are written ahead of everything that waits. A slot is kept until the
+//! agent answers, so that [`push`](super::push) knows whom to press. Nothing here
+//! ever waits for an agent.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use quinn::Connection;
 use rollcall_coordinator_core::effect::DisconnectCause;
 use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::codec::{self, CodecError, HEADER_BYTES};
-use rollcall_shared::ids::{ConnectionId, ModelName, NodeId};
+use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId};
 use rollcall_shared::limits::DATAGRAM_BYTES_MAX;
 use rollcall_shared::wire::ToAgent;
+use rollcall_transport::beacon::{BeaconSender, NoKey, Sealer};
 use rollcall_transport::channel::{ChannelError, FrameWriter, send_encoded_datagram};
 use rollcall_transport::close::{CloseCode, close};
 use tokio::sync::{Notify, mpsc};
+
+use super::push::{Push, Pusher};
 
 /// Ordinary messages that may wait for one agent. More than a stage change and a
 /// repair need at once; more waiting means that the agent does not read.
@@ -31,27 +36,92 @@ pub const QUEUE_MAX: usize = 64;
 pub struct Outbox {
     node: NodeId,
     connection: Connection,
+    /// The models it hosts; empty: all.
+    models: Vec<ModelName>,
+    sealer: Sealer,
     queue: mpsc::Sender<Bytes>,
     slots: Slots,
     /// Before its `Welcome` an agent gets no broadcasts: the snapshot holds them.
     welcomed: AtomicBool,
 }
 
-/// The latest withdrawal of each model that is not yet written.
+/// The latest withdrawal of each model that is not yet answered.
 #[derive(Debug, Default)]
 struct Slots {
-    waiting: Mutex<BTreeMap<ModelName, Bytes>>,
-    filled: Notify,
+    waiting: Mutex<BTreeMap<ModelName, Slot>>,
+    due: Notify,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: Generation,
+    frame: Bytes,
+    way: Way,
+}
+
+/// How a withdrawal travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// As a beacon; on the stream only if something else is to be written to it.
+    Beacon,
+    /// The stream must carry it.
+    Stream,
+    /// The stream carries it.
+    Written,
 }
 
 impl Slots {
-    fn fill(&self, model: ModelName, frame: Bytes) {
-        lock(&self.waiting).insert(model, frame);
-        self.filled.notify_one();
+    fn put(&self, model: &ModelName, generation: Generation, frame: &Bytes, way: Way) {
+        let mut waiting = lock(&self.waiting);
+        let newest = waiting.get(model).map(|slot| slot.generation);
+        if newest.is_none_or(|newest| newest < generation) {
+            let slot = Slot {
+                generation,
+                frame: frame.clone(),
+                way,
+            };
+            waiting.insert(model.clone(), slot);
+            if way == Way::Stream {
+                self.due.notify_one();
+            }
+        }
     }
 
-    fn take(&self) -> Option<Bytes> {
-        lock(&self.waiting).pop_first().map(|(_, frame)| frame)
+    /// Whether this withdrawal is still to be answered; if so the stream must carry it.
+    fn press(&self, model: &ModelName, generation: Generation) -> bool {
+        let mut waiting = lock(&self.waiting);
+        let slot = waiting.get_mut(model);
+        let Some(slot) = slot.filter(|slot| slot.generation == generation) else {
+            return false;
+        };
+        if slot.way == Way::Beacon {
+            slot.way = Way::Stream;
+            self.due.notify_one();
+        }
+        true
+    }
+
+    fn answered(&self, model: &ModelName, generation: Generation) {
+        let mut waiting = lock(&self.waiting);
+        if waiting
+            .get(model)
+            .is_some_and(|slot| slot.generation <= generation)
+        {
+            waiting.remove(model);
+        }
+    }
+
+    /// The next one for the stream. `overtaken`: something else is about to be
+    /// written, and nothing may stand before a withdrawal.
+    fn take(&self, overtaken: bool) -> Option<Bytes> {
+        let mut waiting = lock(&self.waiting);
+        let mut due = waiting
+            .values_mut()
+            .filter(|slot| slot.way == Way::Stream || (overtaken && slot.way == Way::Beacon));
+        due.next().map(|slot| {
+            slot.way = Way::Written;
+            slot.frame.clone()
+        })
     }
 }
 
@@ -61,18 +131,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Outbox {
-    /// An outbox, and the queue that its [`write_out`] empties.
-    #[must_use]
-    pub fn new(node: NodeId, connection: Connection) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+    /// An outbox for a node that hosts `models` (none named: all), and the queue that
+    /// its [`write_out`] empties.
+    ///
+    /// # Errors
+    /// When the connection gives no key for beacons.
+    pub fn new(
+        node: NodeId,
+        models: Vec<ModelName>,
+        connection: Connection,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Bytes>), NoKey> {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let outbox = Self {
             node,
+            sealer: Sealer::new(&connection)?,
             connection,
+            models,
             queue,
             slots: Slots::default(),
             welcomed: AtomicBool::new(false),
         };
-        (Arc::new(outbox), waiting)
+        Ok((Arc::new(outbox), waiting))
     }
 
     fn send(&self, message: &ToAgent) {
@@ -108,11 +187,37 @@ impl Outbox {
             && send_encoded_datagram(&self.connection, frame.slice(HEADER_BYTES..)).is_ok()
     }
 
-    fn withdraw(&self, model: &ModelName, frame: &Bytes) {
-        if self.welcomed.load(Ordering::Relaxed) {
-            self.send_datagram(frame);
-            self.slots.fill(model.clone(), frame.clone());
-        }
+    fn wants(&self, model: &ModelName) -> bool {
+        self.welcomed.load(Ordering::Relaxed)
+            && (self.models.is_empty() || self.models.contains(model))
+    }
+
+    /// Keeps a withdrawal until it is answered; a beacon carries it.
+    pub(super) fn hold(&self, model: &ModelName, generation: Generation, frame: &Bytes) {
+        self.slots.put(model, generation, frame, Way::Beacon);
+    }
+
+    /// Whether an agent that is still there has yet to answer. From now on the stream
+    /// carries the withdrawal too.
+    pub(super) fn press(&self, model: &ModelName, generation: Generation) -> bool {
+        self.connection.close_reason().is_none() && self.slots.press(model, generation)
+    }
+
+    /// The agent says that it holds this generation.
+    pub(super) fn answered(&self, model: &ModelName, generation: Generation) {
+        self.slots.answered(model, generation);
+    }
+
+    /// Sends a beacon to the agent.
+    pub(super) async fn beacon(
+        &self,
+        beacons: &BeaconSender,
+        body: &[u8],
+        packet: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        beacons
+            .send(&self.connection, &self.sealer, body, packet)
+            .await
     }
 }
 
@@ -122,7 +227,7 @@ impl Outbox {
 /// # Errors
 /// When the stream or the connection is over.
 pub async fn write_out(
-    outbox: Arc<Outbox>,
+    outbox: &Outbox,
     mut queue: mpsc::Receiver<Bytes>,
     mut stream: FrameWriter,
 ) -> Result<(), ChannelError> {
@@ -131,16 +236,15 @@ pub async fn write_out(
     };
     stream.write(answer_to_hello).await?;
     loop {
-        while let Some(withdrawal) = outbox.slots.take() {
+        while let Some(withdrawal) = outbox.slots.take(false) {
             stream.write(withdrawal).await?;
         }
         tokio::select! {
             biased;
-            () = outbox.slots.filled.notified() => {}
+            () = outbox.slots.due.notified() => {}
             message = queue.recv() => {
                 let Some(message) = message else { return Ok(()) };
-                // One may have come in since the last look.
-                while let Some(withdrawal) = outbox.slots.take() {
+                while let Some(withdrawal) = outbox.slots.take(true) {
                     stream.write(withdrawal).await?;
                 }
                 stream.write(message).await?;
@@ -151,52 +255,76 @@ pub async fn write_out(
 
 /// The outboxes of all connections.
 #[derive(Clone, Debug, Default)]
-pub struct Agents(Arc<Mutex<BTreeMap<ConnectionId, Arc<Outbox>>>>);
+pub struct Agents {
+    outboxes: Arc<Mutex<BTreeMap<ConnectionId, Arc<Outbox>>>>,
+    pusher: Arc<OnceLock<Pusher>>,
+}
 
 impl Agents {
+    /// Gives withdrawals their fast way; until then the streams carry them.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn push_by(&self, beacons: BeaconSender) -> io::Result<()> {
+        // A second one would be a second socket: there is none.
+        let _ = self.pusher.set(Pusher::start(beacons)?);
+        Ok(())
+    }
+
     /// Adds a connection.
     pub fn register(&self, connection: ConnectionId, outbox: Arc<Outbox>) {
-        lock(&self.0).insert(connection, outbox);
+        lock(&self.outboxes).insert(connection, outbox);
     }
 
     /// Forgets a connection.
     pub fn unregister(&self, connection: ConnectionId) {
-        lock(&self.0).remove(&connection);
+        lock(&self.outboxes).remove(&connection);
     }
 
     /// How many connections there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.outboxes).len()
     }
 
     /// Sends to one connection; nothing happens when it is gone.
     pub fn send(&self, connection: ConnectionId, message: &ToAgent) {
-        let outbox = lock(&self.0).get(&connection).cloned();
+        let outbox = lock(&self.outboxes).get(&connection).cloned();
         if let Some(outbox) = outbox {
             outbox.send(message);
         }
     }
 
-    /// Pushes a withdrawal to everyone: encoded once, a datagram first and then the
-    /// slot. Never waits.
+    /// Pushes a withdrawal to everyone who hosts its model; see [`super::push`].
+    /// Encoded once; never waits.
     ///
     /// # Errors
     /// When it cannot be encoded: a bug, since its bounds were checked at the door.
     pub fn broadcast(&self, withdrawal: Withdrawal) -> Result<usize, CodecError> {
-        let model = withdrawal.model.clone();
-        let frame = codec::encode_frame(&ToAgent::Withdraw(withdrawal))?;
-        // Copied, so that connections can come and go while we send.
-        let outboxes: Vec<_> = lock(&self.0).values().cloned().collect();
-        for outbox in &outboxes {
-            outbox.withdraw(&model, &frame);
+        let (model, generation) = (withdrawal.model.clone(), withdrawal.generation);
+        let outboxes: Vec<_> = lock(&self.outboxes)
+            .values()
+            .filter(|outbox| outbox.wants(&model))
+            .cloned()
+            .collect();
+        let agents = outboxes.len();
+        let push = Push::new(model, generation, ToAgent::Withdraw(withdrawal), outboxes)?;
+        let left = match self.pusher.get() {
+            Some(pusher) => pusher.push(push).err(),
+            None => Some(push),
+        };
+        if let Some(push) = left {
+            for outbox in &push.outboxes {
+                let slots = &outbox.slots;
+                slots.put(&push.model, push.generation, &push.frame, Way::Stream);
+            }
         }
-        Ok(outboxes.len())
+        Ok(agents)
     }
 
     /// Closes a connection.
     pub fn disconnect(&self, connection: ConnectionId, cause: &DisconnectCause) {
-        let outbox = lock(&self.0).get(&connection).cloned();
+        let outbox = lock(&self.outboxes).get(&connection).cloned();
         let Some(outbox) = outbox else { return };
         let (code, reason) = match cause {
             DisconnectCause::Superseded => (CloseCode::Superseded, "the node connected again"),
@@ -209,7 +337,7 @@ impl Agents {
 
     /// Closes every connection, so that agents look for a coordinator at once.
     pub fn close_all(&self, code: CloseCode, reason: &str) {
-        for outbox in lock(&self.0).values() {
+        for outbox in lock(&self.outboxes).values() {
             close(&outbox.connection, code, reason);
         }
     }
@@ -219,15 +347,49 @@ impl Agents {
 mod tests {
     use super::*;
 
+    fn model(name: &str) -> ModelName {
+        ModelName::new(name).unwrap()
+    }
+
+    fn put(slots: &Slots, name: &str, generation: u64, way: Way) {
+        let frame = Bytes::from(format!("{name} {generation}"));
+        slots.put(&model(name), Generation(generation), &frame, way);
+    }
+
     #[test]
     fn the_latest_withdrawal_of_a_model_takes_the_place_of_the_one_before() {
         let slots = Slots::default();
-        let model = |name: &str| ModelName::new(name).unwrap();
-        for (name, bytes) in [("digits", "old"), ("wine", "w"), ("digits", "new")] {
-            slots.fill(model(name), Bytes::from(bytes));
+        for (name, generation) in [("digits", 3), ("wine", 1), ("digits", 4), ("digits", 2)] {
+            put(&slots, name, generation, Way::Stream);
         }
-        assert_eq!(slots.take().unwrap(), "new");
-        assert_eq!(slots.take().unwrap(), "w");
-        assert_eq!(slots.take(), None);
+        assert_eq!(slots.take(false).unwrap(), "digits 4");
+        assert_eq!(slots.take(false).unwrap(), "wine 1");
+        assert_eq!(slots.take(false), None, "each is written once");
+    }
+
+    #[test]
+    fn a_beacons_copy_is_written_when_pressed_or_when_it_would_be_overtaken() {
+        let slots = Slots::default();
+        put(&slots, "digits", 3, Way::Beacon);
+        assert_eq!(slots.take(false), None);
+        assert!(slots.press(&model("digits"), Generation(3)));
+        assert_eq!(slots.take(false).unwrap(), "digits 3");
+        put(&slots, "wine", 1, Way::Beacon);
+        assert_eq!(slots.take(true).unwrap(), "wine 1");
+    }
+
+    #[test]
+    fn who_answered_is_not_pressed_any_more() {
+        let slots = Slots::default();
+        put(&slots, "digits", 3, Way::Beacon);
+        slots.answered(&model("digits"), Generation(2));
+        assert!(slots.press(&model("digits"), Generation(3)));
+        slots.answered(&model("digits"), Generation(3));
+        assert!(!slots.press(&model("digits"), Generation(3)));
+        put(&slots, "digits", 5, Way::Beacon);
+        assert!(
+            !slots.press(&model("digits"), Generation(3)),
+            "a newer one waits"
+        );
     }
 }

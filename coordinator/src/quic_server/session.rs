@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::Connection;
 use rollcall_coordinator_core::input::Input;
 use rollcall_shared::ids::{ConnectionId, NodeId};
@@ -18,6 +19,7 @@ use rollcall_transport::channel::{
 };
 use rollcall_transport::close::{CloseCode, Closed, close};
 use rollcall_transport::identity::peer_certificate;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::outbox::{Outbox, write_out};
@@ -117,13 +119,19 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(self, hello: Hello, reader: FrameReader, writer: FrameWriter) -> SessionError {
-        let (outbox, queue) = Outbox::new(self.node.clone(), self.connection.clone());
+        let made = Outbox::new(
+            self.node.clone(),
+            hello.models.clone(),
+            self.connection.clone(),
+        );
+        let (outbox, queue) = match made {
+            Ok(made) => made,
+            Err(error) => return SessionError::Protocol(error.to_string()),
+        };
         // Registered first: the core's answer to `Hello` must find its way.
         self.context.agents.register(self.id, Arc::clone(&outbox));
         tracing::info!(node = %self.node, connection = self.id.0, software = hello.software, "agent connected");
-        let error = self
-            .exchange(hello, reader, write_out(outbox, queue, writer))
-            .await;
+        let error = self.exchange(hello, reader, &outbox, queue, writer).await;
         self.context.agents.unregister(self.id);
         let gone = Input::AgentDisconnected {
             connection: self.id,
@@ -138,7 +146,9 @@ impl Session<'_> {
         &self,
         hello: Hello,
         reader: FrameReader,
-        writing: impl Future<Output = Result<(), ChannelError>>,
+        outbox: &Arc<Outbox>,
+        queue: mpsc::Receiver<Bytes>,
+        writer: FrameWriter,
     ) -> SessionError {
         let (connection, node) = (self.id, self.node.clone());
         let connected = Input::AgentConnected {
@@ -150,8 +160,8 @@ impl Session<'_> {
             return gone.into();
         }
         let ended = tokio::select! {
-            ended = writing => ended.map_err(SessionError::from),
-            ended = self.read_control(reader) => ended,
+            ended = write_out(outbox, queue, writer) => ended.map_err(SessionError::from),
+            ended = self.read_control(reader, outbox) => ended,
             ended = self.read_datagrams() => ended,
             ended = self.read_reports() => ended,
             ended = self.serve_artifacts() => ended,
@@ -162,7 +172,11 @@ impl Session<'_> {
         }
     }
 
-    async fn read_control(&self, mut reader: FrameReader) -> Result<(), SessionError> {
+    async fn read_control(
+        &self,
+        mut reader: FrameReader,
+        outbox: &Outbox,
+    ) -> Result<(), SessionError> {
         let mut rate = MessageRate::new();
         loop {
             let message = match reader.next::<FromAgent>().await? {
@@ -176,6 +190,9 @@ impl Session<'_> {
                     ));
                 }
             };
+            if let FromAgent::Receipt(receipt) = &message {
+                outbox.answered(&receipt.model, receipt.generation);
+            }
             let wait = rate.spend(self.context.core.clock().now());
             self.pass_on(message).await?;
             if !wait.is_zero() {

@@ -9,6 +9,9 @@
 //! that nobody reads could fill them and hold up a withdrawal. Both are therefore
 //! as large as all streams' windows together: each stream can only fill its own.
 //!
+//! **No greased packets.** Every QUIC packet here has its fixed bit set, and neither
+//! end tells the other that it may clear it: [`crate::beacon`] lives on the rest.
+//!
 //! That a restarted coordinator is noticed at once is [`crate::restart`]'s part.
 
 use std::io;
@@ -18,11 +21,12 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Connection, Endpoint, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig,
-    ValidationTokenConfig, VarInt,
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    TransportConfig, ValidationTokenConfig, VarInt,
 };
 use rollcall_shared::limits::{IDLE_TIMEOUT, KEEP_ALIVE_EVERY};
 
+use crate::beacon::{BeaconRuntime, BeaconSender, Beacons, coordinator_socket};
 use crate::ca::CaCertificate;
 use crate::close::Closed;
 use crate::identity::Identity;
@@ -147,9 +151,9 @@ pub fn coordinator_config(
     Ok(config)
 }
 
-/// The coordinator's endpoint, on a socket that the caller bound (and may have
-/// given larger kernel buffers: a push to 10,000 agents comes back as 10,000
-/// acknowledgements).
+/// The coordinator's endpoint and the beacons that leave by it, on a socket that the
+/// caller bound (and may have given larger kernel buffers: a push to 10,000 agents
+/// comes back as 10,000 answers).
 ///
 /// # Errors
 /// When the identity is unusable, or the socket cannot be used.
@@ -157,21 +161,45 @@ pub fn coordinator_endpoint(
     socket: UdpSocket,
     identity: &Identity,
     ca: &CaCertificate,
-) -> Result<Endpoint, EndpointError> {
-    Ok(Endpoint::new(
+) -> Result<(Endpoint, BeaconSender), EndpointError> {
+    let (socket, beacons) = coordinator_socket(socket)?;
+    let endpoint = Endpoint::new_with_abstract_socket(
         coordinator_endpoint_config(identity),
         Some(coordinator_config(identity, ca)?),
         socket,
         Arc::new(TokioRuntime),
-    )?)
+    )?;
+    Ok((endpoint, beacons))
 }
 
-/// An agent's endpoint; serves for enrolment too. `[::]:0` reaches both IP versions.
+/// An agent's end: QUIC, and the beacons that come in beside it.
+#[derive(Clone, Debug)]
+pub struct AgentEndpoint {
+    /// Dials; serves for enrolment too.
+    pub quic: Endpoint,
+    /// Where connections listen.
+    pub beacons: Beacons,
+}
+
+/// An agent's endpoint. `[::]:0` reaches both IP versions.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub fn agent_endpoint(bind: SocketAddr) -> Result<Endpoint, EndpointError> {
-    Ok(Endpoint::client(bind)?)
+pub fn agent_endpoint(bind: SocketAddr) -> Result<AgentEndpoint, EndpointError> {
+    agent_endpoint_on(UdpSocket::bind(bind)?)
+}
+
+/// [`agent_endpoint`] on a socket that the caller bound.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub fn agent_endpoint_on(socket: UdpSocket) -> Result<AgentEndpoint, EndpointError> {
+    let beacons = Beacons::default();
+    let mut config = EndpointConfig::default();
+    config.grease_quic_bit(false);
+    let runtime = Arc::new(BeaconRuntime(beacons.clone()));
+    let quic = Endpoint::new(config, None, socket, runtime)?;
+    Ok(AgentEndpoint { quic, beacons })
 }
 
 /// An agent's configuration for [`connect`]. Make it once, and again when the

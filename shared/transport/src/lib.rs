@@ -11,6 +11,7 @@
 //! | [`restart`] | how agents notice a coordinator's restart at once |
 //! | [`admission`] | who gets past the coordinator's door |
 //! | [`channel`], [`close`] | framed streams and datagrams; why a connection ended |
+//! | [`beacon`] | sealed datagrams beside QUIC, for what must arrive first |
 //! | [`enroll`] | how a node gets its identity |
 //!
 //! Invariants, each with its test in `tests/loopback/`:
@@ -25,6 +26,7 @@
 //! decisions, and decisions live in the cores.
 
 pub mod admission;
+pub mod beacon;
 pub mod ca;
 pub mod channel;
 pub mod clock;

@@ -38,7 +38,9 @@ pub fn coordinator_endpoint_config(identity: &Identity) -> EndpointConfig {
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config
         .cid_generator(|| Box::new(RandomIds))
-        .min_reset_interval(RESET_INTERVAL_MIN);
+        .min_reset_interval(RESET_INTERVAL_MIN)
+        // Packets without QUIC's fixed bit are beacons.
+        .grease_quic_bit(false);
     config
 }
 

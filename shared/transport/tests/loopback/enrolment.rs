@@ -51,7 +51,7 @@ async fn ask(fleet: &Fleet, key: &AgentKey, renewing: Option<&Identity>) -> Iden
     let endpoint = agent_endpoint(LOOPBACK).unwrap();
     let pin = fleet.ca.fingerprint();
     let request = request(key);
-    let answer = enroll(&endpoint, fleet.address(), pin, &request, renewing);
+    let answer = enroll(&endpoint.quic, fleet.address(), pin, &request, renewing);
     match within(answer).await.unwrap() {
         EnrollAnswer::Enrolled { certificate, .. } => {
             Identity::from_pem(&certificate, &key.key_pem).unwrap()
@@ -92,7 +92,7 @@ async fn a_coordinator_with_another_ca_than_the_pinned_one_gets_no_token() {
     let endpoint = agent_endpoint(LOOPBACK).unwrap();
     let request = request(&new_agent_key().unwrap());
     let pin = Digest::of(b"another CA");
-    let answer = enroll(&endpoint, fleet.address(), pin, &request, None);
+    let answer = enroll(&endpoint.quic, fleet.address(), pin, &request, None);
     let (refused, admitted) = tokio::join!(within(answer), fleet.admit());
     assert!(matches!(refused, Err(EnrollError::Connect(_))));
     assert!(admitted.is_err());
@@ -121,7 +121,7 @@ async fn a_refusal_reaches_the_node() {
     };
     let pin = fleet.ca.fingerprint();
     let (answer, ()) = tokio::join!(
-        within(enroll(&endpoint, fleet.address(), pin, &request, None)),
+        within(enroll(&endpoint.quic, fleet.address(), pin, &request, None)),
         async {
             let Ok(Admitted::Enrolment { connection, .. }) = fleet.admit().await else {
                 panic!("no enrolling node came in");

@@ -97,7 +97,9 @@ impl Fleet {
 /// A server with any identity.
 pub(crate) fn serve(identity: &Identity, ca: &FleetCa) -> Endpoint {
     let socket = UdpSocket::bind(LOOPBACK).unwrap();
-    coordinator_endpoint(socket, identity, ca.certificate()).unwrap()
+    coordinator_endpoint(socket, identity, ca.certificate())
+        .unwrap()
+        .0
 }
 
 pub(crate) async fn dial(
@@ -106,7 +108,7 @@ pub(crate) async fn dial(
 ) -> Result<Connection, Closed> {
     use rollcall_transport::endpoint::ConnectError;
     let endpoint = agent_endpoint(LOOPBACK).unwrap();
-    within(connect(&endpoint, config, address))
+    within(connect(&endpoint.quic, config, address))
         .await
         .map_err(|error| match error {
             ConnectError::Handshake(closed) => closed,

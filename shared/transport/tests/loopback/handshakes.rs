@@ -17,7 +17,11 @@ async fn a_second_connection_offers_no_early_data() {
     let endpoint = agent_endpoint(LOOPBACK).unwrap();
     let config = agent_config(&fleet.agent("node-4"), fleet.ca.certificate()).unwrap();
     for _ in 0..2 {
-        let dial = || endpoint.connect_with(config.clone(), fleet.address(), "coordinator");
+        let dial = || {
+            endpoint
+                .quic
+                .connect_with(config.clone(), fleet.address(), "coordinator")
+        };
         let Err(connecting) = dial().unwrap().into_0rtt() else {
             panic!("0-RTT was offered");
         };
