@@ -122,7 +122,7 @@ fn start(cluster: &Cluster, dir: &Path, version: &str, watch: &str) -> Result<()
         &plan,
         format!(
             "model = \"{MODEL}\"\ncandidate = \"{version}\"\nstrategy = \"direct\"\nlease = \"30s\"\n\
-             [policy]\ncheck_every = \"100ms\"\n[[stage]]\nname = \"full\"\nmode = \"full\"\nwatch = \"{watch}\"\n"
+             [policy]\ncheck_every = \"500ms\"\n[[stage]]\nname = \"full\"\nmode = \"full\"\nwatch = \"{watch}\"\n"
         ),
     )?;
     cluster.print(&["rollout", "start", plan.to_str().context("not UTF-8")?])?;

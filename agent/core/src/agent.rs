@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 use rollcall_shared::ids::{Generation, ModelName, RolloutId};
-use rollcall_shared::limits::{HEARTBEAT_EVERY, MODELS_PER_NODE_MAX};
+use rollcall_shared::limits::{HEARTBEAT_EVERY, HEARTBEATS_PER_LEASE, MODELS_PER_NODE_MAX};
 use rollcall_shared::report::Readiness;
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::wire::{
@@ -93,7 +93,9 @@ enum Link {
         hello_at: Timestamp,
     },
     Welcomed {
+        /// As the coordinator asked; see [`Agent::heartbeat_due`].
         heartbeat_every: Duration,
+        /// The last one, or the `Welcome`.
         heartbeat_at: Timestamp,
     },
 }
@@ -198,10 +200,7 @@ impl Agent {
     /// When [`Input::TimePassed`] must come at the latest.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Timestamp> {
-        let heartbeat = match &self.link {
-            Link::Offline | Link::Greeting { .. } => None,
-            Link::Welcomed { heartbeat_at, .. } => Some(*heartbeat_at),
-        };
+        let heartbeat = self.heartbeat_due();
         let routes = self.models.values().filter_map(|m| m.route.as_ref());
         let leases = routes.filter_map(|route| Some(route.candidate.as_ref()?.lease_until));
         let retries = self.versions.values().filter_map(Preparation::retry_at);
@@ -270,7 +269,7 @@ impl Agent {
             };
             self.link = Link::Welcomed {
                 heartbeat_every,
-                heartbeat_at: now + heartbeat_every,
+                heartbeat_at: now,
             };
         }
         effects
@@ -420,19 +419,32 @@ impl Agent {
         }))
     }
 
-    /// One heartbeat, however many were missed.
-    fn heartbeat_if_due(&mut self, now: Timestamp) -> Option<FromAgent> {
+    /// When the next heartbeat is due: as often as the coordinator asked, and at least
+    /// [`HEARTBEATS_PER_LEASE`] times in the shortest lease that we hold.
+    fn heartbeat_due(&self) -> Option<Timestamp> {
         let Link::Welcomed {
             heartbeat_every,
             heartbeat_at,
-        } = &mut self.link
+        } = &self.link
         else {
             return None;
         };
-        if now < *heartbeat_at {
+        let leases = self.models.values().filter_map(|m| m.lease.as_ref());
+        let shortest = leases
+            .map(|lease| lease.length() / HEARTBEATS_PER_LEASE)
+            .min();
+        let every = shortest.map_or(*heartbeat_every, |lease| lease.min(*heartbeat_every));
+        Some(*heartbeat_at + every)
+    }
+
+    /// One heartbeat, however many were missed.
+    fn heartbeat_if_due(&mut self, now: Timestamp) -> Option<FromAgent> {
+        if now < self.heartbeat_due()? {
             return None;
         }
-        *heartbeat_at = now + *heartbeat_every;
+        if let Link::Welcomed { heartbeat_at, .. } = &mut self.link {
+            *heartbeat_at = now;
+        }
         let seq = self.heartbeats.send(now);
         let held = self.held_generations();
         Some(FromAgent::Heartbeat(Heartbeat { seq, held }))

@@ -57,6 +57,11 @@ impl Lease {
         lease
     }
 
+    /// How long it is, if it is granted.
+    pub(crate) const fn length(&self) -> Duration {
+        self.length
+    }
+
     /// An answer to something sent at `from` named the generation we hold.
     pub(crate) fn renew(&mut self, from: Timestamp) {
         let until = from + self.length;

@@ -58,7 +58,7 @@ impl Coordinator {
         let Some(rollout) = self.state.rollouts.get(&id) else {
             return;
         };
-        if self.waiting_on(rollout, &verdict, turn.now).is_empty() {
+        if self.waits(rollout, &verdict, turn.now).next().is_none() {
             let passage = Passage {
                 actor: Actor::System,
                 verdict,

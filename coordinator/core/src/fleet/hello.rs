@@ -11,7 +11,8 @@ use std::time::Duration;
 use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId};
 use rollcall_shared::limits::{
-    LABELS_MAX, MODELS_PER_NODE_MAX, TEXT_BYTES_MAX, WITHDRAWALS_PER_MODEL_MAX,
+    HEARTBEAT_EVERY_PER_NODE, IDLE_TIMEOUT, LABELS_MAX, MODELS_PER_NODE_MAX, TEXT_BYTES_MAX,
+    WITHDRAWALS_PER_MODEL_MAX,
 };
 use rollcall_shared::wire::{Hello, PROTOCOL, PROTOCOL_MIN, ToAgent, Welcome, negotiate};
 
@@ -107,7 +108,7 @@ impl Coordinator {
             connection,
             message: ToAgent::Welcome(Welcome {
                 protocol,
-                heartbeat_every_ms: millis(self.config.heartbeat_every),
+                heartbeat_every_ms: millis(self.heartbeat_every()),
                 report_every_ms: millis(self.config.report_every),
                 snapshot,
             }),
@@ -121,6 +122,17 @@ impl Coordinator {
         for model in &models {
             self.nudge(turn, model);
         }
+    }
+
+    /// Rarer in large fleets: what heartbeats cost grows with the fleet, what they are for
+    /// (finding a lost message, noticing a lost node) does not get better with it. Leases
+    /// do not suffer: an agent that holds one sends more by itself.
+    fn heartbeat_every(&self) -> Duration {
+        let nodes = u32::try_from(self.state.nodes.len()).unwrap_or(u32::MAX);
+        let of_fleet = HEARTBEAT_EVERY_PER_NODE.saturating_mul(nodes);
+        self.config
+            .heartbeat_every
+            .max(of_fleet.min(IDLE_TIMEOUT / 6))
     }
 
     fn note_presence(

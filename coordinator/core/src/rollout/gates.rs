@@ -26,14 +26,23 @@ impl Coordinator {
         verdict: &Verdict,
         now: Timestamp,
     ) -> Vec<WaitingOn> {
+        self.waits(rollout, verdict, now).collect()
+    }
+
+    /// [`Self::waiting_on`], from what is cheap to know to what needs a look at every node.
+    pub(crate) fn waits<'a>(
+        &'a self,
+        rollout: &'a Rollout,
+        verdict: &Verdict,
+        now: Timestamp,
+    ) -> impl Iterator<Item = WaitingOn> + use<'a> {
         let paused = rollout.is_paused().then_some(WaitingOn::Paused);
         paused
             .into_iter()
             .chain(hold(rollout, now))
             .chain(samples(rollout, verdict))
             .chain(missing_approvals(rollout))
-            .chain(self.missing_nodes(rollout))
-            .collect()
+            .chain(std::iter::once_with(|| self.missing_nodes(rollout)).flatten())
     }
 
     /// Nodes that must be ready before the next stage and are not.

@@ -114,6 +114,23 @@ fn heartbeats_are_sent_as_often_as_the_welcome_says_and_only_while_welcomed() {
 }
 
 #[test]
+fn however_rare_heartbeats_shall_be_a_lease_is_tried_four_times_before_it_ends() {
+    let mut agent = serving_1();
+    agent.handle(Input::Connected, at(1));
+    let Input::Welcome(mut welcome) = welcome(&[assignment(1, 1)]) else {
+        unreachable!("it says so");
+    };
+    welcome.heartbeat_every_ms = 5_000;
+    agent.handle(Input::Welcome(welcome), at(1));
+    assert_eq!(agent.next_wakeup(), Some(at(6)));
+    assign(&mut agent, &canary_assignment(2), 1);
+    assert_eq!(
+        agent.next_wakeup(),
+        Some(at(1) + Duration::from_millis(2_500))
+    );
+}
+
+#[test]
 fn an_answer_renews_from_the_sending_of_its_heartbeat_with_one_swap() {
     let mut agent = with_canary();
     heartbeat(&mut agent, 1);
