@@ -5,12 +5,11 @@
 //! connection, so that what was meant for a lost connection never reaches the next
 //! one, and `Hello` is the first message on each.
 //!
-//! Withdrawals come as beacons first, straight from the socket to the driver; an answer
-//! to one waits for this node's place among all answers.
+//! Withdrawals come beside QUIC first, and are answered there; see [`beside_quic`].
 //!
 //! Reports and artifacts take streams of their own through [`LinkHandle`].
 
-mod beacons;
+mod beside_quic;
 mod session;
 
 use std::io;
@@ -28,9 +27,11 @@ use rollcall_shared::report::Report;
 use rollcall_shared::wire::{ArtifactAnswer, ArtifactRequest, FromAgent, FromAgentReport};
 use rollcall_transport::channel::{ChannelError, FrameReader, FrameWriter, priority};
 use rollcall_transport::close::{CloseCode, Closed, close};
-use rollcall_transport::endpoint::{AgentEndpoint, ConnectError, connect};
+use rollcall_transport::endpoint::{ConnectError, TwoWays, connect};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+use beside_quic::BesideQuic;
 
 /// Inputs that wait for the driver. When full the link stops reading, and QUIC's flow
 /// control holds the coordinator back until it gives the connection up as slow.
@@ -63,7 +64,7 @@ pub struct LinkEvent {
 /// What a link needs.
 pub struct LinkConfig {
     /// Dials from here.
-    pub endpoint: AgentEndpoint,
+    pub endpoint: TwoWays,
     /// Who we are, and whom we accept.
     pub client: ClientConfig,
     /// `HOST:PORT`, tried in turn. Empty: the link does nothing.
@@ -199,13 +200,16 @@ impl Link {
         if self.events.send(connected).await.is_err() {
             return ControlFlow::Break(());
         }
-        // Until the end of this conversation; what comes later comes on a stream.
-        let beacons = beacons::listen(
+        // Until the end of this conversation.
+        let beside_quic = BesideQuic::listen(
             &self.config.endpoint.beacons,
             &connection,
             number,
             &self.events,
         );
+        if let Err(error) = &beside_quic {
+            tracing::warn!(%error, "withdrawals come by the control stream only");
+        }
         let mut welcomed = false;
         let end = session::Session {
             connection: &connection,
@@ -213,14 +217,11 @@ impl Link {
             events: &self.events,
             cadence: &self.cadence,
             reset: &self.reset,
-            answer_after: beacons
-                .as_ref()
-                .map(|(_, answer_after)| answer_after.clone()),
+            beside_quic: beside_quic.ok(),
             welcomed: &mut welcomed,
         }
         .run(streams, &mut self.outbox)
         .await;
-        drop(beacons);
         self.connection.send_replace(None);
         self.cadence.send_replace(None);
         tracing::warn!(reason = %end, "disconnected; serving goes on");

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quinn::{Endpoint, Incoming};
 use rollcall_shared::ids::ConnectionId;
 use rollcall_transport::admission::{Admission, Admitted};
+use rollcall_transport::beacon::Beacons;
 use rollcall_transport::close::{CloseCode, close};
 use tokio::sync::Semaphore;
 
@@ -58,6 +59,8 @@ pub struct Context {
     pub enrolment: Enrolment,
     /// Who gets past the handshake.
     pub admission: Admission,
+    /// Where answers to pushes come in.
+    pub beacons: Beacons,
     enrolments: Semaphore,
     connections: AtomicU64,
 }
@@ -72,6 +75,7 @@ impl Context {
         artifact_streams_max: usize,
         enrolment: Enrolment,
         admission: Admission,
+        beacons: Beacons,
     ) -> Self {
         Self {
             core,
@@ -80,6 +84,7 @@ impl Context {
             artifact_streams: Semaphore::new(artifact_streams_max),
             enrolment,
             admission,
+            beacons,
             enrolments: Semaphore::new(ENROLMENTS_MAX),
             connections: AtomicU64::new(0),
         }

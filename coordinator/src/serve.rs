@@ -15,10 +15,9 @@ use rollcall_coordinator_core::coordinator::CoreConfig;
 use rollcall_shared::ids::FleetName;
 use rollcall_shared::signing::SigningKey;
 use rollcall_transport::admission::{Admission, RevokedCertificates};
-use rollcall_transport::beacon::BeaconSender;
 use rollcall_transport::ca::FleetCa;
 use rollcall_transport::close::CloseCode;
-use rollcall_transport::endpoint::{EndpointError, coordinator_endpoint};
+use rollcall_transport::endpoint::{EndpointError, TwoWays, coordinator_endpoint};
 use rollcall_transport::identity::{Identity, IdentityError};
 use rollcall_transport::tls::{TlsError, https_server_tls};
 use sd_notify::NotifyState;
@@ -207,8 +206,10 @@ impl Assembled {
             metrics.clone(),
         )
         .await?;
-        let (endpoint, beacons) = agents_door(sockets.quic, &keys)?;
-        agents.push_by(beacons).map_err(ServeError::Push)?;
+        let endpoint = agents_door(sockets.quic, &keys)?;
+        agents
+            .push_by(endpoint.beacons.clone())
+            .map_err(ServeError::Push)?;
         let operators = https_server(sockets.https, &keys.identity)?;
         let pin = keys.ca.fingerprint();
         let context = Context::new(
@@ -218,6 +219,7 @@ impl Assembled {
             config.artifact_streams_max,
             Enrolment::new(keys.ca, keys.registry.public()),
             Admission::new(config.fleet.clone(), RevokedCertificates::default()),
+            endpoint.beacons,
         );
         let api = Api {
             core: core.clone(),
@@ -232,7 +234,7 @@ impl Assembled {
             core,
             journal,
             agents,
-            endpoint,
+            endpoint: endpoint.quic,
             context,
             operators,
             api,
@@ -306,7 +308,7 @@ fn open_journal(folder: &Path) -> Result<Arc<dyn Journal>, ServeError> {
     Ok(Arc::new(SqliteJournal::open(folder)?))
 }
 
-fn agents_door(socket: UdpSocket, keys: &Keys) -> Result<(Endpoint, BeaconSender), ServeError> {
+fn agents_door(socket: UdpSocket, keys: &Keys) -> Result<TwoWays, ServeError> {
     // A smaller buffer costs repeats, nothing else.
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, UDP_RECEIVE_BYTES);
     Ok(coordinator_endpoint(

@@ -22,11 +22,11 @@ use rollcall_shared::wire::{
     ArtifactAnswer, ArtifactRequest, Beacon, EnrollAnswer, EnrollRequest, FromAgent, Heartbeat,
     Hello, PROTOCOL, PROTOCOL_MIN, ToAgent, Welcome,
 };
-use rollcall_transport::beacon::Listening;
+use rollcall_transport::beacon::{End, Listening};
 use rollcall_transport::ca::CaCertificate;
 use rollcall_transport::channel::{FrameReader, FrameWriter, priority};
 use rollcall_transport::close::{CloseCode, Closed};
-use rollcall_transport::endpoint::{AgentEndpoint, agent_config, agent_endpoint, connect};
+use rollcall_transport::endpoint::{TwoWays, agent_config, agent_endpoint, connect};
 use rollcall_transport::enroll::enroll;
 use rollcall_transport::identity::{Identity, new_agent_key};
 use rollcall_transport::token::EnrolmentToken;
@@ -46,7 +46,7 @@ watch = "1h"
 "#;
 
 struct Agent {
-    endpoint: AgentEndpoint,
+    endpoint: TwoWays,
     identity: Identity,
     ca: CaCertificate,
 }
@@ -103,7 +103,11 @@ impl Agent {
         let deliver = move |body: &[u8], _: f64| {
             let _ = beacons.send(codec::decode::<Beacon>(body).unwrap().message);
         };
-        let listening = self.endpoint.beacons.listen(&connection, deliver).unwrap();
+        let listening = self
+            .endpoint
+            .beacons
+            .listen(&connection, End::Agent, deliver)
+            .unwrap();
         let (send, receive) = connection.open_bi().await.unwrap();
         let mut writer = FrameWriter::new(send, priority::CONTROL);
         let hello = Hello {

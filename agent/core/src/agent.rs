@@ -168,8 +168,15 @@ impl Agent {
                 self.on_assign(assignment).into_iter().collect()
             }
             Input::Withdraw(withdrawal) => {
+                let (model, generation) = (withdrawal.model.clone(), withdrawal.generation);
+                let is_repeated = self.durable.withdrawals.contains(&withdrawal);
                 effects = self.fence(vec![withdrawal], now);
-                Vec::new()
+                if is_repeated {
+                    effects.extend(self.reroute_and_say(now));
+                    self.receipt_since(&model, generation).into_iter().collect()
+                } else {
+                    Vec::new()
+                }
             }
             Input::Sync(snapshot) => {
                 effects = self.fence(snapshot.withdrawals, now);
@@ -298,6 +305,13 @@ impl Agent {
         route
             .filter(|r| r.generation == assignment.generation && held.is_some())
             .map(|route| FromAgent::Receipt(reconcile::receipt(route)))
+    }
+
+    /// Our receipt for a withdrawal that we have carried out: asked again, the coordinator
+    /// has lost it, or never got it.
+    fn receipt_since(&self, model: &ModelName, generation: Generation) -> Option<FromAgent> {
+        let route = self.models.get(model)?.route.as_ref()?;
+        (route.generation >= generation).then(|| FromAgent::Receipt(reconcile::receipt(route)))
     }
 
     /// Puts an assignment in place of the one held, as far as it is permitted.

@@ -16,7 +16,7 @@ use rollcall_transport::channel::{
 use rollcall_transport::close::CloseCode;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::beacons::AnswerAfter;
+use super::beside_quic::BesideQuic;
 use super::{Cadence, ConnectionNumber, LinkEvent};
 
 /// A coordinator that asks for reports more often than this gets them at this pace.
@@ -29,8 +29,8 @@ pub(super) struct Session<'a> {
     pub(super) events: &'a mpsc::Sender<LinkEvent>,
     pub(super) cadence: &'a watch::Sender<Option<Cadence>>,
     pub(super) reset: &'a Notify,
-    /// Receipts wait for it.
-    pub(super) answer_after: Option<AnswerAfter>,
+    /// Answers to beacons go there.
+    pub(super) beside_quic: Option<BesideQuic>,
     /// Set when the coordinator let us in.
     pub(super) welcomed: &'a mut bool,
 }
@@ -94,14 +94,14 @@ impl Session<'_> {
             events,
             cadence,
             reset,
-            answer_after,
+            beside_quic,
             welcomed,
         } = self;
         let outgoing = Outgoing {
             connection,
             number,
             writer,
-            answer_after,
+            beside_quic,
         };
         let inbox = Inbox { number, events };
         tokio::select! {
@@ -192,21 +192,22 @@ struct Outgoing<'a> {
     connection: &'a Connection,
     number: ConnectionNumber,
     writer: FrameWriter,
-    answer_after: Option<AnswerAfter>,
+    beside_quic: Option<BesideQuic>,
 }
 
 impl Outgoing<'_> {
     /// Messages for an earlier connection are dropped; heartbeats go as datagrams when
-    /// they fit. A receipt waits for its place, and what follows it waits behind it: at
+    /// they fit. The answer to a beacon waits for its place, and what follows waits behind it: at
     /// most some hundred milliseconds, in the largest fleets.
     async fn write(mut self, outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>) -> End {
         while let Some((meant_for, message)) = outbox.recv().await {
             if meant_for != self.number {
                 continue;
             }
-            if let (FromAgent::Receipt(_), Some(answer_after)) = (&message, &self.answer_after) {
-                let at = *answer_after.borrow();
-                tokio::time::sleep_until(at).await;
+            if let Some(beside_quic) = &mut self.beside_quic
+                && beside_quic.answer(self.connection, &message).await
+            {
+                continue;
             }
             let as_datagram = matches!(message, FromAgent::Heartbeat(_))
                 && send_datagram(self.connection, &message).is_ok();

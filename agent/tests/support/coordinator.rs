@@ -95,7 +95,7 @@ impl Coordinator {
         let address = socket.local_addr().unwrap();
         let endpoint = coordinator_endpoint(socket, &identity, &certificate)
             .unwrap()
-            .0;
+            .quic;
         let (seen, messages) = mpsc::channel(1_024);
         let (reports, report_receiver) = mpsc::channel(1_024);
         let shared = Arc::new(Shared {

@@ -56,6 +56,13 @@ impl CoreHandle {
         self.work.send(Work::Input(input)).await.map_err(|_| Gone)
     }
 
+    /// Hands an input to the core if there is room now; whether there was. For what may
+    /// get lost.
+    #[must_use]
+    pub fn try_input(&self, input: Input) -> bool {
+        self.work.try_send(Work::Input(input)).is_ok()
+    }
+
     /// Has a command carried out; what is reported as done is durable.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use rollcall_shared::codec::{self, CodecError, HEADER_BYTES};
 use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId};
 use rollcall_shared::limits::DATAGRAM_BYTES_MAX;
 use rollcall_shared::wire::ToAgent;
-use rollcall_transport::beacon::{BeaconSender, NoKey, Sealer};
+use rollcall_transport::beacon::{Beacons, End, NoKey, Sealer};
 use rollcall_transport::channel::{ChannelError, FrameWriter, send_encoded_datagram};
 use rollcall_transport::close::{CloseCode, close};
 use tokio::sync::{Notify, mpsc};
@@ -144,7 +144,7 @@ impl Outbox {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let outbox = Self {
             node,
-            sealer: Sealer::new(&connection)?,
+            sealer: Sealer::new(&connection, End::Coordinator)?,
             connection,
             models,
             queue,
@@ -211,7 +211,7 @@ impl Outbox {
     /// Sends a beacon to the agent.
     pub(super) async fn beacon(
         &self,
-        beacons: &BeaconSender,
+        beacons: &Beacons,
         body: &[u8],
         packet: &mut Vec<u8>,
     ) -> io::Result<()> {
@@ -265,7 +265,7 @@ impl Agents {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn push_by(&self, beacons: BeaconSender) -> io::Result<()> {
+    pub fn push_by(&self, beacons: Beacons) -> io::Result<()> {
         // A second one would be a second socket: there is none.
         let _ = self.pusher.set(Pusher::start(beacons)?);
         Ok(())

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use rollcall_shared::codec::{self, CodecError};
 use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::wire::{Beacon, ToAgent};
-use rollcall_transport::beacon::BeaconSender;
+use rollcall_transport::beacon::Beacons;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -84,7 +84,7 @@ impl Push {
     }
 
     /// Sends to those who have not answered, and keeps only them.
-    async fn repeat(&mut self, beacons: &BeaconSender) {
+    async fn repeat(&mut self, beacons: &Beacons) {
         let mut packet = Vec::new();
         let (model, generation) = (&self.model, self.generation);
         self.outboxes
@@ -95,7 +95,7 @@ impl Push {
     }
 
     /// Until everybody has answered or is gone.
-    async fn follow_up(mut self, beacons: BeaconSender) {
+    async fn follow_up(mut self, beacons: Beacons) {
         let mut interval = FIRST_LOOK;
         let mut next = Instant::now() + self.answer_within + interval;
         for _ in 0..LOOKS_MAX {
@@ -126,7 +126,7 @@ impl Pusher {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn start(beacons: BeaconSender) -> io::Result<Self> {
+    pub(super) fn start(beacons: Beacons) -> io::Result<Self> {
         let (sender, mut pushes) = mpsc::channel::<Push>(PUSHES_MAX);
         let runtime = Handle::current();
         std::thread::Builder::new()

@@ -5,15 +5,17 @@
 //! order in which they were read. Reading is what slows a fast agent down: the core's
 //! queue is bounded, and each agent's messages are paced.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::Connection;
 use rollcall_coordinator_core::input::Input;
+use rollcall_shared::codec;
 use rollcall_shared::ids::{ConnectionId, NodeId};
 use rollcall_shared::limits::SERIES_PER_REPORT_MAX;
 use rollcall_shared::wire::{FromAgent, FromAgentReport, Hello};
+use rollcall_transport::beacon::{End, Listening, NoKey};
 use rollcall_transport::channel::{
     ChannelError, FrameReader, FrameWriter, priority, read_datagram,
 };
@@ -159,6 +161,11 @@ impl Session<'_> {
         if let Err(gone) = self.context.core.input(connected).await {
             return gone.into();
         }
+        // Not before the core knows the connection, and not after it forgets it.
+        let _answers = match self.listen(outbox) {
+            Ok(listening) => listening,
+            Err(error) => return SessionError::Protocol(error.to_string()),
+        };
         let ended = tokio::select! {
             ended = write_out(outbox, queue, writer) => ended.map_err(SessionError::from),
             ended = self.read_control(reader, outbox) => ended,
@@ -170,6 +177,32 @@ impl Session<'_> {
             Ok(()) => SessionError::Channel(Closed::ByUs.into()),
             Err(error) => error,
         }
+    }
+
+    /// Takes answers to pushes. One that is lost, here as on the way, comes again on the
+    /// control stream: who does not answer is pressed.
+    fn listen(&self, outbox: &Arc<Outbox>) -> Result<Listening, NoKey> {
+        let (connection, node) = (self.id, self.node.clone());
+        let (core, outbox) = (self.context.core.clone(), Arc::clone(outbox));
+        let rate = Mutex::new(MessageRate::new());
+        let deliver = move |body: &[u8], _: f64| {
+            let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
+            let in_time = rate.spend(core.clock().now()).is_zero();
+            let Ok(FromAgent::Receipt(receipt)) = codec::decode(body) else {
+                return;
+            };
+            let (model, generation) = (receipt.model.clone(), receipt.generation);
+            let input = Input::FromAgent {
+                connection,
+                node: node.clone(),
+                message: FromAgent::Receipt(receipt),
+            };
+            if in_time && core.try_input(input) {
+                outbox.answered(&model, generation);
+            }
+        };
+        let beacons = &self.context.beacons;
+        beacons.listen(&self.connection, End::Coordinator, deliver)
     }
 
     async fn read_control(

@@ -3,12 +3,12 @@
 //! A push to ten thousand connections costs QUIC some 17 us of CPU for each: a
 //! packet is assembled, protected, tracked, acknowledged, and two tasks wake up. A
 //! withdrawal needs none of that to be believed, so its first copy goes out as a
-//! beacon: one AEAD and one `sendto`, about 3.5 us. The control stream then carries
-//! it to whoever has not answered.
+//! beacon: one AEAD and one `sendto`, about 3.5 us. The answer comes back as one too.
+//! The control stream then carries it to whoever has not answered.
 //!
 //! **Keys** come from the connection's TLS exporter (RFC 8446, section 7.5), so both
 //! ends of a connection have them without a word, they are as authentic as the mutual
-//! TLS handshake, and they die with the connection.
+//! TLS handshake, and they die with the connection. Each direction has its own.
 //!
 //! **On the wire**, all in network byte order:
 //!
@@ -29,8 +29,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quinn::Connection;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-pub(crate) use socket::{BeaconRuntime, coordinator_socket};
-pub use socket::{BeaconSender, Beacons, Listening};
+pub(crate) use socket::BeaconRuntime;
+pub use socket::{Beacons, Listening};
 
 /// First byte. QUIC's short headers begin with the bits 01 and its long ones with 11,
 /// as long as neither end offers to grease them; see [`crate::endpoint`].
@@ -45,6 +45,32 @@ const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + COUNTER_BYTES;
 const SECRET_BYTES: usize = 32;
 
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-rollcall-beacon";
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where all agents connect to.
+    Coordinator,
+    /// A node.
+    Agent,
+}
+
+impl End {
+    const fn other(self) -> Self {
+        match self {
+            Self::Coordinator => Self::Agent,
+            Self::Agent => Self::Coordinator,
+        }
+    }
+
+    /// The exporter's context for what this end seals.
+    const fn context(self) -> &'static [u8] {
+        match self {
+            Self::Coordinator => b"from coordinator",
+            Self::Agent => b"from agent",
+        }
+    }
+}
 
 /// Which key a beacon is sealed with. Uniform over all 64-bit numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,7 +89,7 @@ impl KeyId {
 #[error("the connection's TLS session exports no keys")]
 pub struct NoKey;
 
-/// One connection's key, the same on both ends; only the coordinator's end seals.
+/// One connection's key in one direction, the same on both ends; one of them seals.
 struct Key {
     id: KeyId,
     aead: LessSafeKey,
@@ -78,10 +104,11 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    fn of(connection: &Connection) -> Result<Self, NoKey> {
+    /// The key with which `end` seals.
+    fn of(connection: &Connection, end: End) -> Result<Self, NoKey> {
         let mut material = [0; SECRET_BYTES + KEY_ID_BYTES];
         connection
-            .export_keying_material(&mut material, EXPORTER_LABEL, b"")
+            .export_keying_material(&mut material, EXPORTER_LABEL, end.context())
             .map_err(|_| NoKey)?;
         Self::from_material(&material)
     }
@@ -110,13 +137,13 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For the coordinator's end of a connection whose handshake is complete.
+    /// For our end of a connection whose handshake is complete.
     ///
     /// # Errors
     /// When its TLS session exports nothing.
-    pub fn new(connection: &Connection) -> Result<Self, NoKey> {
+    pub fn new(connection: &Connection, our_end: End) -> Result<Self, NoKey> {
         Ok(Self {
-            key: Key::of(connection)?,
+            key: Key::of(connection, our_end)?,
             counter: AtomicU64::new(0),
         })
     }

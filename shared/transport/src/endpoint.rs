@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
-    TransportConfig, ValidationTokenConfig, VarInt,
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig,
+    ValidationTokenConfig, VarInt,
 };
 use rollcall_shared::limits::{HEARTBEAT_EVERY, IDLE_TIMEOUT};
 
-use crate::beacon::{BeaconRuntime, BeaconSender, Beacons, coordinator_socket};
+use crate::beacon::{BeaconRuntime, Beacons};
 use crate::ca::CaCertificate;
 use crate::close::Closed;
 use crate::identity::Identity;
@@ -149,9 +149,30 @@ pub fn coordinator_config(
     Ok(config)
 }
 
-/// The coordinator's endpoint and the beacons that leave by it, on a socket that the
-/// caller bound (and may have given larger kernel buffers: a push to 10,000 agents
-/// comes back as 10,000 answers).
+/// QUIC, and the beacons beside it, on one socket.
+#[derive(Clone, Debug)]
+pub struct TwoWays {
+    /// Dials or accepts; an agent's serves for enrolment too.
+    pub quic: Endpoint,
+    /// Sends beacons, and is where connections listen for them.
+    pub beacons: Beacons,
+}
+
+impl TwoWays {
+    fn on(
+        socket: UdpSocket,
+        config: EndpointConfig,
+        server: Option<ServerConfig>,
+    ) -> io::Result<Self> {
+        let beacons = Beacons::default();
+        let runtime = Arc::new(BeaconRuntime(beacons.clone()));
+        let quic = Endpoint::new(config, server, socket, runtime)?;
+        Ok(Self { quic, beacons })
+    }
+}
+
+/// The coordinator's endpoint, on a socket that the caller bound (and may have given
+/// larger kernel buffers: a push to 10,000 agents comes back as 10,000 answers).
 ///
 /// # Errors
 /// When the identity is unusable, or the socket cannot be used.
@@ -159,31 +180,17 @@ pub fn coordinator_endpoint(
     socket: UdpSocket,
     identity: &Identity,
     ca: &CaCertificate,
-) -> Result<(Endpoint, BeaconSender), EndpointError> {
-    let (socket, beacons) = coordinator_socket(socket)?;
-    let endpoint = Endpoint::new_with_abstract_socket(
-        coordinator_endpoint_config(identity),
-        Some(coordinator_config(identity, ca)?),
-        socket,
-        Arc::new(TokioRuntime),
-    )?;
-    Ok((endpoint, beacons))
-}
-
-/// An agent's end: QUIC, and the beacons that come in beside it.
-#[derive(Clone, Debug)]
-pub struct AgentEndpoint {
-    /// Dials; serves for enrolment too.
-    pub quic: Endpoint,
-    /// Where connections listen.
-    pub beacons: Beacons,
+) -> Result<TwoWays, EndpointError> {
+    let config = coordinator_endpoint_config(identity);
+    let server = coordinator_config(identity, ca)?;
+    Ok(TwoWays::on(socket, config, Some(server))?)
 }
 
 /// An agent's endpoint. `[::]:0` reaches both IP versions.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub fn agent_endpoint(bind: SocketAddr) -> Result<AgentEndpoint, EndpointError> {
+pub fn agent_endpoint(bind: SocketAddr) -> Result<TwoWays, EndpointError> {
     agent_endpoint_on(UdpSocket::bind(bind)?)
 }
 
@@ -191,13 +198,10 @@ pub fn agent_endpoint(bind: SocketAddr) -> Result<AgentEndpoint, EndpointError> 
 ///
 /// # Errors
 /// When the socket cannot be used.
-pub fn agent_endpoint_on(socket: UdpSocket) -> Result<AgentEndpoint, EndpointError> {
-    let beacons = Beacons::default();
+pub fn agent_endpoint_on(socket: UdpSocket) -> Result<TwoWays, EndpointError> {
     let mut config = EndpointConfig::default();
     config.grease_quic_bit(false);
-    let runtime = Arc::new(BeaconRuntime(beacons.clone()));
-    let quic = Endpoint::new(config, None, socket, runtime)?;
-    Ok(AgentEndpoint { quic, beacons })
+    Ok(TwoWays::on(socket, config, None)?)
 }
 
 /// An agent's configuration for [`connect`]. Make it once, and again when the

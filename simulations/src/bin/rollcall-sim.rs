@@ -136,7 +136,12 @@ fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<Exi
     } else {
         indicatif::ProgressBar::hidden()
     };
-    let runtime = tokio::runtime::Runtime::new()?;
+    // One thread for all agents: what they would do on machines of their own must not
+    // take the coordinator's cores.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let figures = runtime.block_on(fleet::run(options, multicall::Programs::here()?, &bar))?;
     bar.finish_and_clear();
     match output {

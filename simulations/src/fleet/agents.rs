@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rand::RngExt;
 use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore};
-use rollcall_agent::link::{LinkConfig, link};
+use rollcall_agent::link::{LinkConfig, LinkHandle, link};
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::input::PrepareFailure;
@@ -28,13 +28,17 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 use rollcall_transport::ca::{CaCertificate, FleetCa};
 use rollcall_transport::clock::Clock;
-use rollcall_transport::endpoint::{agent_config, agent_endpoint};
+use rollcall_transport::endpoint::{TwoWays, agent_config, agent_endpoint_on};
 use rollcall_transport::identity::{Identity, new_agent_key};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// UDP sockets that the agents share.
 const ENDPOINTS: usize = 8;
+/// Kernel buffer of each.
+const RECEIVE_BYTES: usize = 8 << 20;
+/// Agents that dial at the same time: a fleet that is set up, not a storm.
+const DIALLING_MAX: usize = 512;
 /// Between two looks at all agents.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the fleet may take for one step.
@@ -208,11 +212,24 @@ impl StateStore for MemoryDisk {
     }
 }
 
+/// A socket for a good thousand agents, with room for what a node's own socket would hold.
+fn endpoint() -> Result<TwoWays> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    // The kernel gives less where its own bound is lower; then figures show losses.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BYTES);
+    Ok(agent_endpoint_on(socket)?)
+}
+
 /// Running agents; dropping them ends them.
 pub(super) struct Agents {
     board: Arc<Board>,
-    connected: Vec<rollcall_agent::link::LinkHandle>,
+    connected: Vec<LinkHandle>,
     _stop: DropGuard,
+}
+
+/// How many of them the coordinator has let in.
+fn welcomed(links: &[LinkHandle]) -> usize {
+    links.iter().filter(|link| link.cadence().is_some()).count()
 }
 
 impl Agents {
@@ -222,8 +239,8 @@ impl Agents {
         coordinator: SocketAddr,
     ) -> Result<Self> {
         let endpoints = (0..ENDPOINTS)
-            .map(|_| agent_endpoint(SocketAddr::from(([127, 0, 0, 1], 0))))
-            .collect::<Result<Vec<_>, _>>()?;
+            .map(|_| endpoint())
+            .collect::<Result<Vec<_>>>()?;
         let clock = Clock::start(Timestamp::ZERO);
         let nodes = Mutex::new(vec![NodeState::default(); credentials.len()]);
         let board = Arc::new(Board { nodes });
@@ -236,6 +253,9 @@ impl Agents {
                 coordinators: vec![coordinator.to_string()],
                 random: Box::new(|| rand::make_rng::<rand::rngs::StdRng>().random()),
             };
+            while index >= DIALLING_MAX + welcomed(&connected) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             let (link, handle, link_events) = link(config);
             connected.push(handle.clone());
             let identity = AgentIdentity {
@@ -280,11 +300,7 @@ impl Agents {
         let wait = async {
             loop {
                 let now = match seen {
-                    Seen::Connected => self
-                        .connected
-                        .iter()
-                        .filter(|link| link.cadence().is_some())
-                        .count(),
+                    Seen::Connected => welcomed(&self.connected),
                     Seen::Stable(_) | Seen::Candidate(_) => self.board.count(seen),
                 };
                 if now >= count {

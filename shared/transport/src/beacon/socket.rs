@@ -6,14 +6,14 @@ use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncTimer, AsyncUdpSocket, Connection, Runtime, TokioRuntime, UdpPoller};
 
-use super::{Key, KeyId, NoKey, QUIC_BITS, Sealed, Sealer};
+use super::{End, Key, KeyId, NoKey, QUIC_BITS, Sealed, Sealer};
 
 /// Takes the plain text of a beacon, and the connection's place in 0 to 1 among all:
 /// uniform, and the same as long as the connection lives. Called where packets are
@@ -26,14 +26,31 @@ struct Listener {
     deliver: Deliver,
 }
 
-/// Who listens for beacons on one endpoint's socket. Copies share one list.
+/// The beacons of one endpoint: who listens on its socket, and the way out. Copies
+/// share both.
 #[derive(Clone, Default)]
-pub struct Beacons(Arc<RwLock<HashMap<KeyId, Listener>>>);
+pub struct Beacons(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    listeners: RwLock<HashMap<KeyId, Listener>>,
+    /// The endpoint's socket; another one after [`quinn::Endpoint::rebind`].
+    socket: RwLock<Option<Arc<dyn AsyncUdpSocket>>>,
+}
 
 impl fmt::Debug for Beacons {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Beacons")
     }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    // Nothing that holds these locks can leave a half-made change.
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Beacons {
@@ -45,22 +62,56 @@ impl Beacons {
     pub fn listen(
         &self,
         connection: &Connection,
+        our_end: End,
         deliver: impl Fn(&[u8], f64) + Send + Sync + 'static,
     ) -> Result<Listening, NoKey> {
-        let key = Key::of(connection)?;
+        let key = Key::of(connection, our_end.other())?;
         let id = key.id;
         let listener = Listener {
             key,
             deliver: Box::new(deliver),
         };
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, listener);
+        write(&self.0.listeners).insert(id, listener);
         Ok(Listening {
             beacons: self.clone(),
             id,
         })
+    }
+
+    /// Seals `body` and sends it to where the connection's peer was heard last. Waits
+    /// only while the socket's buffer is full. `packet` is room to work in.
+    ///
+    /// # Errors
+    /// When the system refuses the packet: it is lost, as any may be.
+    pub async fn send(
+        &self,
+        connection: &Connection,
+        sealer: &Sealer,
+        body: &[u8],
+        packet: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        sealer.seal(body, packet);
+        let transmit = Transmit {
+            destination: connection.remote_address(),
+            ecn: None,
+            contents: packet,
+            segment_size: None,
+            src_ip: connection.local_ip(),
+        };
+        let Some(socket) = read(&self.0.socket).clone() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let mut poller = None;
+        loop {
+            match socket.try_send(&transmit) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let poller =
+                        poller.get_or_insert_with(|| Arc::clone(&socket).create_io_poller());
+                    poll_fn(|cx| poller.as_mut().poll_writable(cx)).await?;
+                }
+                sent => return sent,
+            }
+        }
     }
 
     /// Anybody can send us anything: what is not sealed for a listener is nothing.
@@ -69,7 +120,7 @@ impl Beacons {
             return;
         };
         let place = sealed.key.place();
-        let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let listeners = read(&self.0.listeners);
         if let Some(listener) = listeners.get(&sealed.key)
             && let Some(body) = sealed.open(&listener.key)
         {
@@ -111,11 +162,7 @@ pub struct Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.beacons
-            .0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.id);
+        write(&self.beacons.0.listeners).remove(&self.id);
     }
 }
 
@@ -133,8 +180,10 @@ impl Runtime for BeaconRuntime {
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        *write(&self.0.0.socket) = Some(Arc::clone(&inner));
         Ok(Arc::new(BeaconSocket {
-            inner: TokioRuntime.wrap_udp_socket(socket)?,
+            inner,
             beacons: self.0.clone(),
         }))
     }
@@ -190,53 +239,6 @@ impl AsyncUdpSocket for BeaconSocket {
 
     fn may_fragment(&self) -> bool {
         self.inner.may_fragment()
-    }
-}
-
-/// Sends beacons from the coordinator's socket. Copies share the socket.
-#[derive(Clone, Debug)]
-pub struct BeaconSender(Arc<dyn AsyncUdpSocket>);
-
-/// The coordinator's socket, for quinn and for beacons.
-pub(crate) fn coordinator_socket(
-    socket: UdpSocket,
-) -> io::Result<(Arc<dyn AsyncUdpSocket>, BeaconSender)> {
-    let socket = TokioRuntime.wrap_udp_socket(socket)?;
-    Ok((Arc::clone(&socket), BeaconSender(socket)))
-}
-
-impl BeaconSender {
-    /// Seals `body` and sends it to where the connection's peer was heard last. Waits
-    /// only while the socket's buffer is full. `packet` is room to work in.
-    ///
-    /// # Errors
-    /// When the system refuses the packet: it is lost, as any may be.
-    pub async fn send(
-        &self,
-        connection: &Connection,
-        sealer: &Sealer,
-        body: &[u8],
-        packet: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        sealer.seal(body, packet);
-        let transmit = Transmit {
-            destination: connection.remote_address(),
-            ecn: None,
-            contents: packet,
-            segment_size: None,
-            src_ip: connection.local_ip(),
-        };
-        let mut poller = None;
-        loop {
-            match self.0.try_send(&transmit) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let poller =
-                        poller.get_or_insert_with(|| Arc::clone(&self.0).create_io_poller());
-                    poll_fn(|cx| poller.as_mut().poll_writable(cx)).await?;
-                }
-                sent => return sent,
-            }
-        }
     }
 }
 

@@ -99,7 +99,7 @@ pub(crate) fn serve(identity: &Identity, ca: &FleetCa) -> Endpoint {
     let socket = UdpSocket::bind(LOOPBACK).unwrap();
     coordinator_endpoint(socket, identity, ca.certificate())
         .unwrap()
-        .0
+        .quic
 }
 
 pub(crate) async fn dial(

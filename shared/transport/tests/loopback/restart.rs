@@ -17,7 +17,7 @@ fn an_agent_learns_of_a_killed_and_restarted_coordinator_without_waiting_for_a_t
     let start = |socket| {
         coordinator_endpoint(socket, &identity, fleet.ca.certificate())
             .unwrap()
-            .0
+            .quic
     };
     let killed = first.block_on(async { start(UdpSocket::bind(LOOPBACK).unwrap()) });
     let address = killed.local_addr().unwrap();
@@ -39,7 +39,7 @@ fn an_agent_learns_of_a_killed_and_restarted_coordinator_without_waiting_for_a_t
 
     let _successor = second.block_on(async {
         let socket = UdpSocket::bind(address).unwrap();
-        coordinator_endpoint(socket, &identity, &ca).unwrap().0
+        coordinator_endpoint(socket, &identity, &ca).unwrap().quic
     });
     assert_eq!(second.block_on(ending(&agent)), Closed::Reset);
 }
