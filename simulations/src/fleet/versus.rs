@@ -5,7 +5,7 @@
 //! has parsed it. Agents and coordinator are measured in the same arrangement.
 //!
 //! The comparison leans to the brokers' side. Receivers are as cheap as could be made
-//! (one thread, one epoll loop, no task a connection; etcd's speak through a library),
+//! (one thread, one epoll loop, no task a connection),
 //! nothing is encrypted, and only MQTT's QoS 1 acknowledges. Where a broker has
 //! settings that could matter they are all tried, and the fastest is kept.
 //!
@@ -300,7 +300,7 @@ fn start(
     let fanout: Box<dyn Fanout> = match installed.broker {
         Broker::Nats => Box::new(server.until_ready(|| Sockets::<nats::Nats>::open(address))?),
         Broker::Redis => Box::new(server.until_ready(|| Sockets::<redis::Redis>::open(address))?),
-        Broker::Etcd => Box::new(server.until_ready(|| etcd::Watchers::open(address))?),
+        Broker::Etcd => Box::new(server.until_ready(|| Sockets::<etcd::Etcd>::open(address))?),
         Broker::Mosquitto => {
             Box::new(server.until_ready(|| Sockets::<mosquitto::Mqtt>::open(address))?)
         }
@@ -365,6 +365,14 @@ fn raise_open_files(receivers: u32) -> Result<()> {
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures wall time")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "between two looks at a condition, on a thread that nobody shares"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::sockets::{Heard, Protocol};
+use super::{number_of, payload};
 
+#[derive(Default)]
 pub(super) struct Mqtt;
 
 const TOPIC: &[u8] = b"fleet";
@@ -88,11 +90,12 @@ impl Protocol for Mqtt {
         .concat()
     }
 
-    fn publish(payload: &[u8]) -> Vec<u8> {
-        packet(PUBLISH | QOS_1, &[&string(TOPIC), &PACKET_ID, payload])
+    fn publish(number: u64) -> Vec<u8> {
+        let payload = payload(number);
+        packet(PUBLISH | QOS_1, &[&string(TOPIC), &PACKET_ID, &payload])
     }
 
-    fn read<'a>(bytes: &'a [u8], answers: &mut Vec<u8>) -> Result<Option<(usize, Heard<'a>)>> {
+    fn read(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Result<Option<(usize, Heard)>> {
         let Some((start, end)) = extent(bytes)? else {
             return Ok(None);
         };
@@ -117,7 +120,7 @@ impl Protocol for Mqtt {
                 ensure!(bytes[0] & QOS_MASK == QOS_1, "a message that is not QoS 1");
                 let (id, payload) = published(body).context("a torn message")?;
                 answers.extend_from_slice(&[PUBACK, 2, id[0], id[1]]);
-                Heard::Message(payload)
+                Heard::Message(number_of(payload)?)
             }
             kind => bail!("mosquitto sent a packet of kind {kind:#x}"),
         };
@@ -153,26 +156,25 @@ mod tests {
 
     #[test]
     fn a_message_is_read_and_acknowledged_when_its_last_byte_is_there() {
-        let payload = [7; 200];
-        let body = [&string(b"fleet")[..], &[9, 8], &payload].concat();
-        let mut bytes = packet(PUBLISH | QOS_1, &[&body]);
-        let whole = bytes.len();
-        bytes.extend(packet(PINGRESP, &[]));
+        let body = [&string(TOPIC)[..], &[9, 8], &payload(7)].concat();
+        let message = packet(PUBLISH | QOS_1, &[&body]);
+        assert_eq!(message[1..3], [0x80 | 9, 1], "137 bytes: a length of two");
         let mut answers = Vec::new();
-        for length in 0..whole {
-            assert_eq!(Mqtt::read(&bytes[..length], &mut answers).unwrap(), None);
+        for length in 0..message.len() {
+            assert_eq!(Mqtt.read(&message[..length], &mut answers).unwrap(), None);
         }
         assert!(answers.is_empty());
-        let read = Mqtt::read(&bytes, &mut answers).unwrap();
-        assert_eq!(read, Some((whole, Heard::Message(&payload))));
+        let more = [&message[..], &packet(PINGRESP, &[])].concat();
+        let read = Mqtt.read(&more, &mut answers).unwrap();
+        assert_eq!(read, Some((message.len(), Heard::Message(7))));
         assert_eq!(answers, [PUBACK, 2, 9, 8]);
     }
 
     #[test]
     fn a_refused_connection_or_subscription_is_told() {
         let refused = packet(CONNACK, &[&[0, 5]]);
-        assert!(Mqtt::read(&refused, &mut Vec::new()).is_err());
+        assert!(Mqtt.read(&refused, &mut Vec::new()).is_err());
         let granted_less = packet(SUBACK, &[&[0, 1, 0]]);
-        assert!(Mqtt::read(&granted_less, &mut Vec::new()).is_err());
+        assert!(Mqtt.read(&granted_less, &mut Vec::new()).is_err());
     }
 }

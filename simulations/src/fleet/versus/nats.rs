@@ -7,7 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::sockets::{Heard, Protocol};
+use super::{number_of, payload};
 
+#[derive(Default)]
 pub(super) struct Nats;
 
 pub(super) fn configure(command: &mut Command, address: SocketAddr) {
@@ -27,14 +29,15 @@ impl Protocol for Nats {
         format!("{CONNECT}SUB fleet 1\r\nPING\r\n").into_bytes()
     }
 
-    fn publish(payload: &[u8]) -> Vec<u8> {
+    fn publish(number: u64) -> Vec<u8> {
+        let payload = payload(number);
         let mut packet = format!("PUB fleet {}\r\n", payload.len()).into_bytes();
-        packet.extend_from_slice(payload);
+        packet.extend_from_slice(&payload);
         packet.extend_from_slice(b"\r\n");
         packet
     }
 
-    fn read<'a>(bytes: &'a [u8], answers: &mut Vec<u8>) -> Result<Option<(usize, Heard<'a>)>> {
+    fn read(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Result<Option<(usize, Heard)>> {
         let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
             return Ok(None);
         };
@@ -45,8 +48,11 @@ impl Protocol for Nats {
                 let length: usize = std::str::from_utf8(length)?
                     .parse()
                     .context("a message of no length")?;
-                let payload = bytes.get(start..start + length + 2);
-                Ok(payload.map(|payload| (start + length + 2, Heard::Message(&payload[..length]))))
+                let Some(body) = bytes.get(start..start + length + 2) else {
+                    return Ok(None);
+                };
+                let number = number_of(&body[..length])?;
+                Ok(Some((start + length + 2, Heard::Message(number))))
             }
             b"PONG" => Ok(Some((start, Heard::Ready))),
             b"PING" => {
@@ -65,29 +71,24 @@ mod tests {
 
     #[test]
     fn a_message_is_read_when_its_last_byte_is_there() {
-        let bytes = b"MSG fleet 1 5\r\na\r\nbc\r\nPING\r\n";
-        let whole = bytes.len() - 6;
-        for length in 0..whole {
-            assert_eq!(Nats::read(&bytes[..length], &mut Vec::new()).unwrap(), None);
+        let message = [b"MSG fleet 1 128\r\n", &payload(7)[..], b"\r\n"].concat();
+        let (mut nats, mut answers) = (Nats, Vec::new());
+        for length in 0..message.len() {
+            assert_eq!(nats.read(&message[..length], &mut answers).unwrap(), None);
         }
-        let read = Nats::read(bytes, &mut Vec::new()).unwrap();
-        assert_eq!(read, Some((whole, Heard::Message(b"a\r\nbc"))));
+        let more = [&message[..], b"PING\r\n"].concat();
+        let read = nats.read(&more, &mut answers).unwrap();
+        assert_eq!(read, Some((message.len(), Heard::Message(7))));
     }
 
     #[test]
     fn a_ping_is_answered_and_an_error_is_told() {
         let mut answers = Vec::new();
-        let read = Nats::read(b"PING\r\n", &mut answers).unwrap();
-        assert_eq!(
-            (read, &answers[..]),
-            (Some((6, Heard::Aside)), &b"PONG\r\n"[..])
-        );
-        let error = Nats::read(b"-ERR 'Maximum Connections Exceeded'\r\n", &mut answers);
-        assert!(
-            error
-                .unwrap_err()
-                .to_string()
-                .contains("Maximum Connections")
-        );
+        let read = Nats.read(b"PING\r\n", &mut answers).unwrap();
+        assert_eq!(read, Some((6, Heard::Aside)));
+        assert_eq!(answers, b"PONG\r\n");
+        let error = Nats.read(b"-ERR 'Maximum Connections Exceeded'\r\n", &mut answers);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("Maximum Connections"), "{error}");
     }
 }

@@ -7,7 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::sockets::{Heard, Protocol};
+use super::{number_of, payload};
 
+#[derive(Default)]
 pub(super) struct Redis;
 
 /// A second thread that reads and writes may help, or only take turns with the
@@ -34,15 +36,16 @@ impl Protocol for Redis {
         b"SUBSCRIBE fleet\r\n".to_vec()
     }
 
-    fn publish(payload: &[u8]) -> Vec<u8> {
+    fn publish(number: u64) -> Vec<u8> {
+        let payload = payload(number);
         let head = format!(
             "*3\r\n$7\r\nPUBLISH\r\n$5\r\nfleet\r\n${}\r\n",
             payload.len()
         );
-        [head.as_bytes(), payload, b"\r\n"].concat()
+        [head.as_bytes(), &payload, b"\r\n"].concat()
     }
 
-    fn read<'a>(bytes: &'a [u8], _: &mut Vec<u8>) -> Result<Option<(usize, Heard<'a>)>> {
+    fn read(&mut self, bytes: &[u8], _: &mut Vec<u8>) -> Result<Option<(usize, Heard)>> {
         let mut reader = Reader { bytes, at: 0 };
         let heard = reader.reply()?;
         Ok(heard.map(|heard| (reader.at, heard)))
@@ -70,7 +73,7 @@ impl<'a> Reader<'a> {
         match line.split_first() {
             Some((b':', digits)) => Ok(Some(digits)),
             Some((b'$', length)) => {
-                let length = number(length)?;
+                let length = count_of(length)?;
                 let part = self.bytes.get(self.at..self.at + length + 2);
                 self.at += length + 2;
                 Ok(part.map(|part| &part[..length]))
@@ -79,7 +82,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn reply(&mut self) -> Result<Option<Heard<'a>>> {
+    fn reply(&mut self) -> Result<Option<Heard>> {
         let Some(line) = self.line() else {
             return Ok(None);
         };
@@ -88,13 +91,13 @@ impl<'a> Reader<'a> {
             Some((b':', _)) => Ok(Some(Heard::Aside)),
             Some((b'+', _)) => Ok(Some(Heard::Ready)),
             Some((b'*', count)) => {
-                ensure!(number(count)? == 3, "a push of {count:?} parts");
+                ensure!(count_of(count)? == 3, "a push of {count:?} parts");
                 let (Some(kind), Some(_), Some(last)) = (self.part()?, self.part()?, self.part()?)
                 else {
                     return Ok(None);
                 };
                 match kind {
-                    b"message" => Ok(Some(Heard::Message(last))),
+                    b"message" => Ok(Some(Heard::Message(number_of(last)?))),
                     b"subscribe" => Ok(Some(Heard::Ready)),
                     _ => bail!("Redis pushed {:?}", String::from_utf8_lossy(kind)),
                 }
@@ -104,7 +107,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn number(digits: &[u8]) -> Result<usize> {
+fn count_of(digits: &[u8]) -> Result<usize> {
     std::str::from_utf8(digits)?
         .parse()
         .context("Redis told no length")
@@ -116,22 +119,24 @@ mod tests {
 
     #[test]
     fn a_message_is_read_when_its_last_byte_is_there() {
-        let bytes = b"*3\r\n$7\r\nmessage\r\n$5\r\nfleet\r\n$5\r\na\r\nbc\r\n:1\r\n";
-        let whole = bytes.len() - 4;
-        for length in 0..whole {
-            let read = Redis::read(&bytes[..length], &mut Vec::new());
+        let head = &b"*3\r\n$7\r\nmessage\r\n$5\r\nfleet\r\n$128\r\n"[..];
+        let message = [head, &payload(7), b"\r\n"].concat();
+        let mut answers = Vec::new();
+        for length in 0..message.len() {
+            let read = Redis.read(&message[..length], &mut answers);
             assert_eq!(read.unwrap(), None, "{length} bytes");
         }
-        let read = Redis::read(bytes, &mut Vec::new()).unwrap();
-        assert_eq!(read, Some((whole, Heard::Message(b"a\r\nbc"))));
+        let more = [&message[..], b":1\r\n"].concat();
+        let read = Redis.read(&more, &mut answers).unwrap();
+        assert_eq!(read, Some((message.len(), Heard::Message(7))));
     }
 
     #[test]
     fn a_subscription_stands_when_redis_says_so_and_an_error_is_told() {
         let said = b"*3\r\n$9\r\nsubscribe\r\n$5\r\nfleet\r\n:1\r\n";
-        let read = Redis::read(said, &mut Vec::new()).unwrap();
+        let read = Redis.read(said, &mut Vec::new()).unwrap();
         assert_eq!(read, Some((said.len(), Heard::Ready)));
-        let error = Redis::read(b"-ERR max number of clients reached\r\n", &mut Vec::new());
+        let error = Redis.read(b"-ERR max number of clients reached\r\n", &mut Vec::new());
         assert!(error.unwrap_err().to_string().contains("max number"));
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::{PATIENCE, now};
+use super::{PATIENCE, now, pause};
 use crate::cluster::{Process, spawn};
 
 /// Between two looks whether it is ready.
@@ -49,7 +49,7 @@ impl Server {
                 Err(error) if now() > deadline || self.process.has_ended() => {
                     return self.explain(Err(error)).context("the broker is not ready");
                 }
-                Err(_) => pause(),
+                Err(_) => pause(LOOK_AGAIN),
             }
         }
     }
@@ -67,12 +67,4 @@ impl Server {
         let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
         Err(error.context(format!("the broker {ended}, and said: {tail}")))
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "between two looks at a condition, on a thread of its own"
-)]
-fn pause() {
-    std::thread::sleep(LOOK_AGAIN);
 }
