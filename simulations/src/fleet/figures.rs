@@ -254,9 +254,10 @@ fn write_brokers(
         let ratio = rollcall_last_ms.map_or_else(String::new, |ms| {
             format!("{:.2} x", ms / figures.last_ms_median)
         });
+        let settings = figures.settings.as_deref().unwrap_or_default();
         writeln!(
             f,
-            "{:<18} {:>9.1} {p50:>8.1} {p99:>8.1} {max:>8.1} {:>12.1} {:>10.1} {:>9.0}  {ratio}",
+            "{:<18} {:>9.1} {p50:>8.1} {p99:>8.1} {max:>8.1} {:>12.1} {:>10.1} {:>9.0}  {ratio:<15}  {settings}",
             format!("{broker} {}", figures.version),
             figures.last_ms_median,
             figures.server_cpu_ms_per_publish,
