@@ -26,7 +26,18 @@ const PORTS: Range<u16> = 20_000..32_000;
 const REPORT_EVERY_DEFAULT: &str = "# report_every = \"5s\"";
 
 /// A process that ends with its owner.
-struct Process(Child);
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether it ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(Some(_)))
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -60,7 +71,7 @@ fn node_name(index: u16) -> String {
 /// A loopback port that is free for TCP and UDP. Chosen below the range from which the
 /// kernel gives ports to clients, so that no client's socket takes it before the server
 /// binds it.
-fn free_port(base: Option<u16>, offset: u16) -> Result<SocketAddr> {
+pub(crate) fn free_port(base: Option<u16>, offset: u16) -> Result<SocketAddr> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if let Some(base) = base {
         return Ok(SocketAddr::from(([127, 0, 0, 1], base + offset)));
@@ -159,7 +170,7 @@ impl Cluster {
     /// The coordinator's process, while it runs.
     #[must_use]
     pub fn coordinator_pid(&self) -> Option<u32> {
-        self.coordinator.as_ref().map(|process| process.0.id())
+        self.coordinator.as_ref().map(Process::pid)
     }
 
     /// Makes the fleet and gives the admin's token, which `init` shows once.
@@ -371,7 +382,7 @@ fn run_command(command: &mut Command) -> Result<String> {
     )
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
+pub(crate) fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
     let log = std::fs::File::create(log)?;
     let command = command
         .stdin(Stdio::null())

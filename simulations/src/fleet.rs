@@ -11,6 +11,7 @@
 
 mod agents;
 mod figures;
+pub mod versus;
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! `rollcall-sim`: deterministic exploration of a simulated fleet, and measurements of a real one.
 
+use std::fmt::Display;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +10,9 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::{Knob, Sabotage, Setup};
+use rollcall_simulations::fleet::versus::{Broker, Contest};
 use rollcall_simulations::{fleet, multicall, world};
+use serde::Serialize;
 
 /// Simulates a whole fleet.
 #[derive(Parser)]
@@ -59,10 +62,22 @@ enum Command {
         /// Cut the network for so many milliseconds when the rollback is decided
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=30_000))]
         outage: u64,
+        #[command(flatten)]
+        versus: VersusArguments,
         /// How to print; the default is a table
         #[arg(short, long, default_value = "table")]
         output: Output,
     },
+}
+
+#[derive(clap::Args)]
+struct VersusArguments {
+    /// Send as much through these brokers too, in the same run, and compare
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["loss", "outage"])]
+    versus: Vec<Broker>,
+    /// Measure the brokers alone
+    #[arg(long, requires = "versus")]
+    only_versus: bool,
 }
 
 #[derive(clap::Args)]
@@ -114,6 +129,7 @@ fn main() -> anyhow::Result<ExitCode> {
             rounds,
             loss,
             outage,
+            versus,
             output,
         } => {
             let (loss_percent, outage) = (f64::from(loss), Duration::from_millis(outage));
@@ -124,28 +140,46 @@ fn main() -> anyhow::Result<ExitCode> {
                     loss_percent,
                     outage,
                 },
+                &versus,
                 output,
             )
         }
     }
 }
 
-fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<ExitCode> {
+fn measure_fleet(
+    options: &fleet::Options,
+    versus: &VersusArguments,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let contest = Contest::prepare(&versus.versus, options.agents, options.rounds)?;
     let bar = if std::io::stderr().is_terminal() {
         indicatif::ProgressBar::new(0)
     } else {
         indicatif::ProgressBar::hidden()
     };
-    // One thread for all agents: what they would do on machines of their own must not
-    // take the coordinator's cores.
+    if versus.only_versus {
+        let alone = contest.measure_alone(&bar)?;
+        bar.finish_and_clear();
+        return print(&alone, output);
+    }
+    // One thread for all agents, as for the brokers' receivers: what they would do on
+    // machines of their own must not take the coordinator's cores.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let figures = runtime.block_on(fleet::run(options, multicall::Programs::here()?, &bar))?;
+    let mut figures = runtime.block_on(fleet::run(options, multicall::Programs::here()?, &bar))?;
+    // The agents end here: brokers are measured with the machine to themselves.
+    drop(runtime);
+    figures.compare(contest.measure(&bar)?);
     bar.finish_and_clear();
+    print(&figures, output)
+}
+
+fn print(figures: &(impl Display + Serialize), output: Output) -> anyhow::Result<ExitCode> {
     match output {
-        Output::Json => println!("{}", serde_json::to_string(&figures)?),
+        Output::Json => println!("{}", serde_json::to_string(figures)?),
         Output::Table => print!("{figures}"),
     }
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Options;
+use super::versus::Versus;
 
 /// One rollback.
 pub(super) struct Round {
@@ -84,11 +85,15 @@ pub struct Figures {
     pub handshakes_per_s: f64,
     /// Growth of the coordinator's resident memory by connecting.
     pub server_bytes_per_agent: u64,
-    /// The same work through other systems, by name, where asked for.
-    pub versus: serde_json::Map<String, Value>,
+    /// The same fan-out through brokers, where asked for.
+    pub versus: Versus,
+    /// The last agent of Rollcall to the last receiver of the fastest broker, medians
+    /// of rounds; below 1, Rollcall is the faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_to_fastest_broker: Option<f64>,
 }
 
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
@@ -104,13 +109,35 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     quantile(&values, 0.5)
 }
 
+impl Spread {
+    /// The quantiles of all `times`.
+    pub(super) fn of(times: impl Iterator<Item = Duration>) -> Self {
+        let mut all: Vec<_> = times.map(millis).collect();
+        all.sort_by(f64::total_cmp);
+        Self {
+            p50: quantile(&all, 0.5),
+            p99: quantile(&all, 0.99),
+            max: quantile(&all, 1.0),
+        }
+    }
+}
+
 impl Figures {
+    /// Adds what the brokers took for the same.
+    pub fn compare(&mut self, versus: Versus) {
+        let fastest = versus.values().map(|broker| broker.last_ms_median);
+        self.ratio_to_fastest_broker = fastest
+            .min_by(f64::total_cmp)
+            .map(|fastest| self.last_agent_ms_median / fastest);
+        self.versus = versus;
+    }
+
     pub(super) fn of(
         options: &Options,
         handshakes_per_s: f64,
@@ -119,9 +146,7 @@ impl Figures {
     ) -> Self {
         let swapped = rounds
             .iter()
-            .flat_map(|round| round.swapped.iter().copied().map(millis));
-        let mut all: Vec<_> = swapped.collect();
-        all.sort_by(f64::total_cmp);
+            .flat_map(|round| round.swapped.iter().copied());
         let last = |round: &Round| round.swapped.last().copied().map_or(f64::NAN, millis);
         let of_rounds = |value: fn(&Round) -> f64| median(rounds.iter().map(value));
         Self {
@@ -129,11 +154,7 @@ impl Figures {
             rounds: options.rounds,
             loss_pct: options.loss_percent,
             outage_ms: u64::try_from(options.outage.as_millis()).unwrap_or(u64::MAX),
-            propagation_ms: Spread {
-                p50: quantile(&all, 0.5),
-                p99: quantile(&all, 0.99),
-                max: quantile(&all, 1.0),
-            },
+            propagation_ms: Spread::of(swapped),
             receipt_ms: Spread {
                 p50: of_rounds(|round| round.receipts_p50_ms),
                 p99: of_rounds(|round| round.receipts_p99_ms),
@@ -144,7 +165,8 @@ impl Figures {
                 / f64::from(options.rounds.max(1)),
             handshakes_per_s,
             server_bytes_per_agent,
-            versus: serde_json::Map::new(),
+            versus: Versus::new(),
+            ratio_to_fastest_broker: None,
         }
     }
 }
@@ -177,8 +199,73 @@ impl fmt::Display for Figures {
             self.server_cpu_ms_per_broadcast,
             self.handshakes_per_s,
             self.server_bytes_per_agent as f64 / 1_024.0
-        )
+        )?;
+        if self.versus.is_empty() {
+            return Ok(());
+        }
+        write_brokers(f, &self.versus, Some(self.last_agent_ms_median))
     }
+}
+
+/// Brokers alone, with nothing beside them.
+#[derive(Clone, Debug, Serialize)]
+pub struct BrokersAlone {
+    /// How many receivers.
+    pub receivers: u32,
+    /// How many messages.
+    pub rounds: u32,
+    /// What was measured.
+    pub versus: Versus,
+}
+
+impl fmt::Display for BrokersAlone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} receivers, {} messages", self.receivers, self.rounds)?;
+        write_brokers(f, &self.versus, None)
+    }
+}
+
+/// A row each, with how long Rollcall's last agent took of the broker's last receiver.
+fn write_brokers(
+    f: &mut fmt::Formatter<'_>,
+    versus: &Versus,
+    rollcall_last_ms: Option<f64>,
+) -> fmt::Result {
+    writeln!(
+        f,
+        "one message of 128 bytes through brokers, one after the other in the same run; all of them in plaintext,\n\
+         and none acknowledged to the sender by its receivers (to mosquitto they do: QoS 1):"
+    )?;
+    writeln!(
+        f,
+        "{:<18} {:>9} {:>8} {:>8} {:>8} {:>12} {:>10} {:>9}  {}",
+        "broker",
+        "last (ms)",
+        "p50",
+        "p99",
+        "max",
+        "CPU (ms)",
+        "KiB/conn.",
+        "conn./s",
+        "rollcall's last"
+    )?;
+    for (broker, figures) in versus {
+        let Spread { p50, p99, max } = &figures.propagation_ms;
+        let ratio = rollcall_last_ms.map_or_else(String::new, |ms| {
+            format!("{:.2} x", ms / figures.last_ms_median)
+        });
+        let settings = figures.settings.as_deref().unwrap_or_default();
+        writeln!(
+            f,
+            "{:<18} {:>9.1} {p50:>8.1} {p99:>8.1} {max:>8.1} {:>12.1} {:>10.1} {:>9.0}  {ratio:<15}  {settings}",
+            format!("{broker} {}", figures.version),
+            figures.last_ms_median,
+            figures.server_cpu_ms_per_publish,
+            figures.server_bytes_per_connection as f64 / 1_024.0,
+            figures.connections_per_s
+        )?;
+    }
+    Ok(())
 }
 
 /// Resident memory of a process.
