@@ -1,4 +1,4 @@
-//! Withdrawals that come beside QUIC: from the socket to the driver in one step.
+//! Withdrawals and rehearsals that come beside QUIC: from the socket to the driver in one step.
 
 use quinn::Connection;
 use rollcall_agent_core::input::Input;
@@ -36,6 +36,7 @@ pub(super) fn listen(
         };
         let input = match beacon.message {
             ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal),
+            ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
             ToAgent::Welcome(_)
             | ToAgent::Refused { .. }
             | ToAgent::Assign(_)

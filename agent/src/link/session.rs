@@ -29,7 +29,7 @@ pub(super) struct Session<'a> {
     pub(super) events: &'a mpsc::Sender<LinkEvent>,
     pub(super) cadence: &'a watch::Sender<Option<Cadence>>,
     pub(super) reset: &'a Notify,
-    /// Receipts wait for it.
+    /// Receipts and answers to rehearsals wait for it.
     pub(super) answer_after: Option<AnswerAfter>,
     /// Set when the coordinator let us in.
     pub(super) welcomed: &'a mut bool,
@@ -142,6 +142,7 @@ impl Inbox<'_> {
                 ToAgent::Refused { reason } => return End::Refused(reason),
                 ToAgent::Assign(assignment) => Input::Assign(assignment),
                 ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal),
+                ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
                 ToAgent::Sync(snapshot) => Input::Sync(snapshot),
                 ToAgent::HeartbeatAnswer(answer) => Input::HeartbeatAnswer(answer),
             };
@@ -151,12 +152,13 @@ impl Inbox<'_> {
         }
     }
 
-    /// Withdrawals, ahead of the stream, and answers. A datagram that cannot be read
+    /// Withdrawals and rehearsals, ahead of the stream, and answers. A datagram that cannot be read
     /// is dropped like one that was lost.
     async fn read_datagrams(&self, connection: &Connection) -> End {
         loop {
             let input = match read_datagram::<ToAgent>(connection).await {
                 Ok(ToAgent::Withdraw(withdrawal)) => Input::Withdraw(withdrawal),
+                Ok(ToAgent::Rehearse(rehearsal)) => Input::Rehearse(rehearsal),
                 Ok(ToAgent::HeartbeatAnswer(answer)) => Input::HeartbeatAnswer(answer),
                 Ok(
                     ToAgent::Welcome(_)
@@ -197,14 +199,15 @@ struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// Messages for an earlier connection are dropped; heartbeats go as datagrams when
-    /// they fit. A receipt waits for its place, and what follows it waits behind it: at
+    /// they fit. A receipt (or answer to a rehearsal) waits for its place, and what follows it waits behind it: at
     /// most some hundred milliseconds, in the largest fleets.
     async fn write(mut self, outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>) -> End {
         while let Some((meant_for, message)) = outbox.recv().await {
             if meant_for != self.number {
                 continue;
             }
-            if let (FromAgent::Receipt(_), Some(answer_after)) = (&message, &self.answer_after) {
+            let is_answer = matches!(message, FromAgent::Receipt(_) | FromAgent::Rehearsed(_));
+            if let Some(answer_after) = self.answer_after.as_ref().filter(|_| is_answer) {
                 let at = *answer_after.borrow();
                 tokio::time::sleep_until(at).await;
             }
