@@ -190,9 +190,7 @@ impl Session<'_> {
                     ));
                 }
             };
-            if let FromAgent::Receipt(receipt) = &message {
-                outbox.answered(&receipt.model, receipt.generation);
-            }
+            outbox.note_answer(&message);
             let wait = rate.spend(self.context.core.clock().now());
             self.pass_on(message).await?;
             if !wait.is_zero() {
