@@ -243,14 +243,16 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
 
     /// What speaks of durable state waits until the state is durable: receipts are
     /// held back, and `Hello` brings them when the link connects anew after the save.
+    /// A node that would give no receipt answers no rehearsal either.
     fn send(&self, message: FromAgent) {
         let message = match message {
-            FromAgent::Receipt(_) if self.unsaved.is_some() => return,
+            FromAgent::Receipt(_) | FromAgent::Rehearsed(_) if self.unsaved.is_some() => return,
             FromAgent::Hello(mut hello) if self.unsaved.is_some() => {
                 hello.receipts.clear();
                 FromAgent::Hello(hello)
             }
             other @ (FromAgent::Receipt(_)
+            | FromAgent::Rehearsed(_)
             | FromAgent::Hello(_)
             | FromAgent::Heartbeat(_)
             | FromAgent::Readiness(_)

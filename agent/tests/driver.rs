@@ -158,7 +158,10 @@ fn receipt_of(generation: u64) -> impl FnMut(FromAgent) -> Option<()> {
             .iter()
             .any(|receipt| receipt.generation == Generation(generation))
             .then_some(()),
-        FromAgent::Heartbeat(_) | FromAgent::Readiness(_) | FromAgent::Event(_) => None,
+        FromAgent::Heartbeat(_)
+        | FromAgent::Readiness(_)
+        | FromAgent::Rehearsed(_)
+        | FromAgent::Event(_) => None,
     }
 }
 

@@ -15,6 +15,8 @@ mod init;
 mod login;
 mod model;
 mod output;
+mod receipts;
+mod rehearsal;
 mod rollback;
 mod rollout;
 mod serve;

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use rollcall_coordinator_core::coordinator::{Coordinator, CoreConfig};
-use rollcall_coordinator_core::effect::{Done, Effect, Refusal};
+use rollcall_coordinator_core::effect::{Done, Effect, Refusal, Urgent};
 use rollcall_coordinator_core::input::{Input, Ticket};
 use rollcall_coordinator_core::record::Record;
 use rollcall_coordinator_core::state::{ChainError, State};
@@ -229,15 +229,7 @@ impl Driver {
     fn execute_one(&mut self, effect: Effect) {
         match effect {
             Effect::Append(_) => unreachable!("records were taken out before"),
-            Effect::Broadcast(withdrawal) => {
-                let (model, generation) = (withdrawal.model.clone(), withdrawal.generation);
-                match self.agents.broadcast(withdrawal) {
-                    Ok(agents) => {
-                        tracing::warn!(%model, %generation, agents, "withdrawal broadcast")
-                    }
-                    Err(error) => tracing::error!(%model, %error, "a withdrawal was not encoded"),
-                }
-            }
+            Effect::Broadcast(urgent) => self.broadcast(urgent),
             Effect::Send {
                 node: _,
                 connection,
@@ -256,6 +248,18 @@ impl Driver {
                     let _ = reply.send(result);
                 }
             }
+        }
+    }
+
+    fn broadcast(&self, urgent: Urgent) {
+        let (model, is_real) = (
+            urgent.model().clone(),
+            matches!(urgent, Urgent::Withdraw(_)),
+        );
+        match self.agents.broadcast(urgent) {
+            Ok(agents) if is_real => tracing::warn!(%model, agents, "withdrawal broadcast"),
+            Ok(agents) => tracing::info!(%model, agents, "rehearsal broadcast"),
+            Err(error) => tracing::error!(%model, %error, "a broadcast was not encoded"),
         }
     }
 

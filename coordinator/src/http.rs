@@ -8,7 +8,8 @@
 //! | `/api/v1/status`, `/healthz`, `/metrics` | [`fleet`] |
 //! | `/api/v1/agents...`, `/api/v1/tokens...` | [`fleet`], [`tokens`] |
 //! | `/api/v1/models...`, `/api/v1/versions`, `/api/v1/blobs/{digest}` | [`models`], [`versions`] |
-//! | `/api/v1/rollouts...`, `/api/v1/models/{model}/rollback` | [`rollouts`], [`rollbacks`] |
+//! | `/api/v1/rollouts...` | [`rollouts`] |
+//! | `/api/v1/models/{model}/rollback`, `.../rehearsal`, `/api/v1/rollouts/{id}/rollback` | [`rollbacks`] |
 //! | `/api/v1/audit...` | [`audit`] |
 
 mod audit;
@@ -86,6 +87,10 @@ pub fn router(api: Api) -> Router {
         .route(
             "/models/{model}/rollback",
             get(rollbacks::show).post(rollbacks::start),
+        )
+        .route(
+            "/models/{model}/rehearsal",
+            get(rollbacks::show_rehearsal).post(rollbacks::rehearse),
         )
         .route("/models/{model}/versions/{version}", get(versions::show))
         .route(

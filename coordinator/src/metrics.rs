@@ -3,6 +3,8 @@
 //! Figures that the core or the journal know are read from them at each scrape;
 //! only what passes by and is gone is counted here.
 
+mod binned;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -14,7 +16,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use rollcall_coordinator_core::record::{Event, Record};
-use rollcall_coordinator_core::view::{FleetStatus, RolloutPhase, RolloutView};
+use rollcall_coordinator_core::view::{FleetStatus, RollbackFigures, RolloutPhase, RolloutView};
+
+use binned::Binned;
 
 /// The coordinator's metrics; copies share them.
 #[derive(Clone)]
@@ -30,11 +34,82 @@ struct Inner {
     withdrawals: Counter,
     last_receipt: Histogram,
     fenced: Counter,
+    by_model: ByModel,
+}
+
+/// What the rollbacks of each model came to. Only read from the core at a scrape.
+#[derive(Clone, Default)]
+struct ByModel {
+    propagation: Family<ModelLabel, Binned>,
+    receipts: Family<ModelLabel, Counter>,
+    fenced: Family<ModelLabel, Counter>,
+    silent: Family<ModelLabel, Gauge>,
+    rehearsals: Family<ModelLabel, Counter>,
+    rehearsed: Family<ModelLabel, Binned>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabel {
+    model: String,
+}
+
+impl ByModel {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "rollback_propagation_seconds",
+            "From the decision to withdraw to each receipt",
+            self.propagation.clone(),
+        );
+        registry.register(
+            "rollback_receipts",
+            "Receipts of rollbacks: nodes that serve what they should",
+            self.receipts.clone(),
+        );
+        registry.register(
+            "rollback_fenced",
+            "Nodes that a lease had fenced when a rollback settled",
+            self.fenced.clone(),
+        );
+        registry.register(
+            "rollback_silent",
+            "Nodes without a receipt in rollbacks that are not settled, now",
+            self.silent.clone(),
+        );
+        registry.register(
+            "rollback_rehearsals",
+            "Rehearsals of rollbacks",
+            self.rehearsals.clone(),
+        );
+        registry.register(
+            "rollback_rehearsal_seconds",
+            "From the beginning of a rehearsal to each answer",
+            self.rehearsed.clone(),
+        );
+    }
+
+    fn set(&self, figures: Vec<RollbackFigures>) {
+        for figures in figures {
+            let label = ModelLabel {
+                model: figures.model.to_string(),
+            };
+            let raise = |family: &Family<ModelLabel, Counter>, to: u64| {
+                let counter = family.get_or_create(&label);
+                counter.inc_by(to.saturating_sub(counter.get()));
+            };
+            raise(&self.receipts, figures.receipts.count());
+            raise(&self.fenced, figures.fenced);
+            raise(&self.rehearsals, figures.rehearsals);
+            let silent = i64::try_from(figures.silent).unwrap_or(i64::MAX);
+            self.silent.get_or_create(&label).set(silent);
+            self.propagation.get_or_create(&label).set(figures.receipts);
+            self.rehearsed.get_or_create(&label).set(figures.rehearsed);
+        }
+    }
 }
 
 /// Seconds: 1 ms to a little over a minute, doubling.
@@ -84,6 +159,8 @@ impl Default for Metrics {
             "Nodes that a lease fenced before they answered a rollback",
             fenced.clone(),
         );
+        let by_model = ByModel::default();
+        by_model.register(&mut registry);
         Self(Arc::new(Inner {
             registry,
             connected,
@@ -94,6 +171,7 @@ impl Default for Metrics {
             withdrawals,
             last_receipt,
             fenced,
+            by_model,
         }))
     }
 }
@@ -119,7 +197,13 @@ impl Metrics {
 
     /// The text that Prometheus reads.
     #[must_use]
-    pub fn render(&self, status: &FleetStatus, rollouts: &[RolloutView]) -> String {
+    pub fn render(
+        &self,
+        status: &FleetStatus,
+        rollouts: &[RolloutView],
+        rollbacks: Vec<RollbackFigures>,
+    ) -> String {
+        self.0.by_model.set(rollbacks);
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.0.connected.set(gauge(status.nodes.connected));
         self.0.enrolled.set(gauge(status.nodes.enrolled));

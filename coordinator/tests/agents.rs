@@ -12,7 +12,7 @@ use fixture::{Fleet, push, token};
 use quinn::Connection;
 use reqwest::Method;
 use rollcall_coordinator::http::tokens::NewTokenKind;
-use rollcall_coordinator_core::view::{NodeView, RollbackView, RolloutView};
+use rollcall_coordinator_core::view::{NodeView, RehearsalView, RollbackView, RolloutView};
 use rollcall_shared::assignment::{Assignment, CandidateMode, Share, Withdrawal};
 use rollcall_shared::codec;
 use rollcall_shared::ids::{Generation, ModelName};
@@ -20,7 +20,7 @@ use rollcall_shared::manifest::SignedManifest;
 use rollcall_shared::report::{Readiness, ReadyState, Receipt, Role, Serving};
 use rollcall_shared::wire::{
     ArtifactAnswer, ArtifactRequest, Beacon, EnrollAnswer, EnrollRequest, FromAgent, Heartbeat,
-    Hello, PROTOCOL, PROTOCOL_MIN, ToAgent, Welcome,
+    Hello, PROTOCOL, PROTOCOL_MIN, Rehearsed, ToAgent, Welcome,
 };
 use rollcall_transport::beacon::{End, Listening};
 use rollcall_transport::ca::CaCertificate;
@@ -98,6 +98,10 @@ impl Agent {
     }
 
     async fn connect(&self, at: SocketAddr) -> Session {
+        self.connect_as(at, PROTOCOL).await
+    }
+
+    async fn connect_as(&self, at: SocketAddr, protocol: u16) -> Session {
         let connection = self.dial(at).await;
         let (beacons, fast) = mpsc::unbounded_channel();
         let deliver = move |body: &[u8], _: f64| {
@@ -112,7 +116,7 @@ impl Agent {
         let mut writer = FrameWriter::new(send, priority::CONTROL);
         let hello = Hello {
             protocol_min: PROTOCOL_MIN,
-            protocol: PROTOCOL,
+            protocol,
             software: "test-agent".to_owned(),
             labels: BTreeMap::new(),
             models: vec![],
@@ -325,6 +329,113 @@ async fn a_rollback_reaches_the_agent_and_is_settled_by_its_receipt() {
         (1, 1)
     );
     assert!(settled.propagation_ms.p99.is_some());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_goes_the_way_of_a_withdrawal_and_only_to_who_can_read_it() {
+    let fleet = Fleet::new();
+    let running = fleet.start();
+    let client = fleet.client(&running);
+    push(&client, "digits", "digits/1.0.0", "1.0.0")
+        .await
+        .unwrap();
+    let mut agents = Vec::new();
+    for node in ["node-1", "node-2"] {
+        let one = token(&client, NewTokenKind::Agent, &[], None).await;
+        let agent = Agent::enroll(running.quic, &one.token, node).await;
+        agents.push(agent.unwrap());
+    }
+    let mut new = agents[0].connect(running.quic).await;
+    let mut old = agents[1].connect_as(running.quic, 1).await;
+    assert_eq!((new.welcome.protocol, old.welcome.protocol), (PROTOCOL, 1));
+    let start = client
+        .request(Method::POST, "/rollouts")
+        .body(DIRECT.replace("VERSION", "1.0.0"));
+    let rollout: RolloutView = client.json(start).await.unwrap();
+    let staged = new.assigned(|a| a.candidate.is_some()).await;
+
+    let reason = serde_json::json!({ "reason": "a drill" });
+    let began: RehearsalView = client
+        .post("/models/digits/rehearsal", &reason)
+        .await
+        .unwrap();
+    assert!(!began.as_if.settled, "nobody answered yet");
+    // First beside QUIC, and on the stream for who has not answered.
+    let fast = tokio::time::timeout(SOON, new.fast.recv()).await;
+    let fast = fast.expect("no beacon").expect("nobody listens");
+    let rehearsal = loop {
+        if let ToAgent::Rehearse(rehearsal) = new.next().await {
+            break rehearsal;
+        }
+    };
+    assert_eq!(fast, ToAgent::Rehearse(rehearsal.clone()));
+    assert_eq!(rehearsal.as_if.withdrawn, staged.candidate.unwrap().version);
+    new.say(FromAgent::Rehearsed(Rehearsed {
+        rehearsal: rehearsal.rehearsal,
+        model: rehearsal.as_if.model.clone(),
+        held: staged.generation,
+        serving: None,
+        missing: None,
+    }))
+    .await;
+    let page = "/models/digits/rehearsal?wait_ms=5000";
+    let view: RehearsalView = client.get(page).await.unwrap();
+    assert!(view.as_if.settled, "{view:?}");
+    let counts = &view.as_if.receipts;
+    assert_eq!((counts.expected, counts.received), (2, 1));
+    let why = view.as_if.nodes[1].why.clone().unwrap();
+    assert!(why.contains("software too old"), "{why}");
+    assert_eq!(view.unready.len(), 1, "nothing was ever stable");
+
+    // The rehearsal decided nothing; the rollback does, and the old agent hears of nothing else.
+    let live: RolloutView = client
+        .get(&format!("/rollouts/{}", rollout.id))
+        .await
+        .unwrap();
+    assert!(live.state.is_live());
+    let view: RollbackView = client
+        .post("/models/digits/rollback", &reason)
+        .await
+        .unwrap();
+    assert_eq!(view.generation, rehearsal.as_if.generation);
+    loop {
+        match old.next().await {
+            ToAgent::Withdraw(withdrawal) => {
+                assert_eq!(withdrawal, rehearsal.as_if);
+                break;
+            }
+            ToAgent::Rehearse(_) => panic!("it cannot read this"),
+            _ => {}
+        }
+    }
+    while let Ok(fast) = old.fast.try_recv() {
+        assert!(!matches!(fast, ToAgent::Rehearse(_)), "it cannot read this");
+    }
+
+    new.receipt(&rehearsal.as_if.model, view.generation, vec![])
+        .await;
+    let page = format!("/rollouts/{}/rollback?brief=true&wait_ms=100", rollout.id);
+    let brief: RollbackView = loop {
+        let brief: RollbackView = client.get(&page).await.unwrap();
+        if brief.receipts.received == 1 {
+            break brief;
+        }
+    };
+    assert_eq!((brief.nodes.len(), brief.nodes_unlisted), (0, 1));
+    // Out of /api/v1 to what Prometheus reads.
+    let scrape = client.request(Method::GET, "/../../metrics");
+    let text = client.send(scrape).await.unwrap().text().await.unwrap();
+    for line in [
+        "rollcall_rollback_propagation_seconds_count{model=\"digits\"} 1",
+        "rollcall_rollback_propagation_seconds_bucket{le=\"+Inf\",model=\"digits\"} 1",
+        "rollcall_rollback_receipts_total{model=\"digits\"} 1",
+        "rollcall_rollback_silent{model=\"digits\"} 1",
+        "rollcall_rollback_rehearsals_total{model=\"digits\"} 1",
+        "rollcall_rollback_rehearsal_seconds_count{model=\"digits\"} 1",
+    ] {
+        assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+    }
     running.stop().await;
 }
 

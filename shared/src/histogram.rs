@@ -42,6 +42,12 @@ impl Histogram {
         }
     }
 
+    /// Whether nothing was counted.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
     /// How many latencies were counted.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -66,6 +66,14 @@ pub const LEASE_MIN: Duration = Duration::from_secs(2);
 /// a lease of `ttl` is over, on the coordinator's clock, after `ttl * 1.01`.
 pub const CLOCK_DRIFT_PERMILLE: u32 = 10;
 
+/// Receipts that a settled rollback's record names one by one, the slowest: 1,000 names are some
+/// 30 KB of journal. The histogram beside them counts every receipt.
+pub const RECEIPTS_RECORDED_MAX: usize = 1_000;
+
+/// How long a rehearsal waits for answers: an agent answers from memory. Whoever has not answered
+/// then is silent, and so is whoever an outage of this length hides.
+pub const REHEARSAL_MAX: Duration = Duration::from_secs(10);
+
 /// How often an agent that has a coordinator says that it lives, in fleets that are not
 /// large. Heartbeats are what keeps a connection alive: QUIC's own keep-alive is off.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);

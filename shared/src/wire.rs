@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::assignment::{Assignment, Snapshot, Withdrawal};
+use crate::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 use crate::digest::Digest;
 use crate::ids::{Generation, ModelName};
-use crate::report::{AgentEvent, Readiness, Receipt, Report};
+use crate::report::{AgentEvent, Readiness, ReadyState, Receipt, Report};
 
 /// ALPN of an agent's connection.
 pub const ALPN: &[u8] = b"rollcall/1";
@@ -20,9 +20,12 @@ pub const ALPN: &[u8] = b"rollcall/1";
 pub const ALPN_ENROLL: &[u8] = b"rollcall-enroll/1";
 
 /// The newest protocol that this code speaks.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// The oldest.
 pub const PROTOCOL_MIN: u16 = 1;
+/// The first protocol with [`ToAgent::Rehearse`] and [`FromAgent::Rehearsed`]. Whoever speaks an
+/// older one cannot read them and must not be sent them.
+pub const PROTOCOL_REHEARSE: u16 = 2;
 
 /// The protocol that two ends use: the highest that both speak.
 #[must_use]
@@ -44,6 +47,8 @@ pub enum FromAgent {
     Readiness(Readiness),
     /// Cannot wait for the next report.
     Event(AgentEvent),
+    /// Answers [`ToAgent::Rehearse`]. Since protocol 2.
+    Rehearsed(Rehearsed),
 }
 
 /// To an agent, on its control stream (or, when small and repeatable, as a datagram).
@@ -64,6 +69,9 @@ pub enum ToAgent {
     Sync(Snapshot),
     /// Answers [`FromAgent::Heartbeat`].
     HeartbeatAnswer(HeartbeatAnswer),
+    /// Say what a withdrawal would come to, and change nothing. Also sent as a datagram,
+    /// as a withdrawal is. Since protocol 2.
+    Rehearse(Rehearsal),
 }
 
 /// Who an agent is and what it holds. Its name comes from its certificate.
@@ -123,7 +131,7 @@ pub struct HeartbeatAnswer {
 
 /// What must arrive first, in a sealed datagram beside QUIC; the control stream repeats
 /// it for those who do not answer. Only messages that mean the same however often they
-/// come: withdrawals.
+/// come: withdrawals and rehearsals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Beacon {
     /// Answers are wanted within so many milliseconds, spread evenly over the fleet, so
@@ -131,6 +139,40 @@ pub struct Beacon {
     pub answer_within_ms: u32,
     /// The message.
     pub message: ToAgent,
+}
+
+/// "What would you do if this withdrawal came?" It travels the way of a withdrawal, so that
+/// the time it takes is the time that a withdrawal would take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// Number of the journal's record that began it; never used again.
+    pub rehearsal: u64,
+    /// What a rollback would send. Nobody decided it: it must never be remembered nor obeyed.
+    pub as_if: Withdrawal,
+}
+
+/// What a withdrawal would come to on one node. Nothing was changed to find it out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsed {
+    /// The rehearsal that is answered.
+    pub rehearsal: u64,
+    /// The model.
+    pub model: ModelName,
+    /// The generation that the node holds, and goes on holding.
+    pub held: Generation,
+    /// What would answer requests from the swap on: loaded and warm now. `None`: nothing would.
+    pub serving: Option<VersionRef>,
+    /// What must be loaded before the node could give its receipt. `None`: it would give it at once.
+    pub missing: Option<Missing>,
+}
+
+/// A version that should serve and cannot yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Which.
+    pub version: VersionRef,
+    /// How far the node is with it; `None`: it was never told to have it.
+    pub state: Option<ReadyState>,
 }
 
 /// First on a unidirectional report stream.
@@ -205,8 +247,9 @@ mod tests {
     #[test]
     fn negotiation_takes_the_highest_common_protocol_or_none() {
         assert_eq!(negotiate(1, 1), Some(1));
-        assert_eq!(negotiate(1, 9), Some(1));
-        assert_eq!(negotiate(2, 9), None);
+        assert_eq!(negotiate(1, 2), Some(2));
+        assert_eq!(negotiate(1, 9), Some(2));
+        assert_eq!(negotiate(3, 9), None);
         assert_eq!(negotiate(0, 0), None);
     }
 }

@@ -10,10 +10,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use rollcall_shared::assignment::Withdrawal;
+use rollcall_coordinator_core::effect::Urgent;
 use rollcall_shared::codec;
 use rollcall_shared::limits::{DATAGRAM_BYTES_MAX, IDLE_TIMEOUT};
-use rollcall_shared::wire::ToAgent;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -186,21 +185,26 @@ impl Network {
         }
     }
 
-    /// Queues a withdrawal ahead of everything, in its model's slot, and sends a fast copy.
-    pub fn send_withdrawal(
+    /// Queues what is urgent ahead of everything, in its model's slot (rehearsals behind
+    /// withdrawals), and sends a fast copy.
+    pub fn send_urgent(
         &mut self,
         id: LinkId,
-        withdrawal: &Withdrawal,
+        urgent: &Urgent,
         world: (&Options, &mut Schedule, &mut Fired),
     ) {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
-        let message = ToAgent::Withdraw(withdrawal.clone());
+        let slot = (
+            matches!(urgent, Urgent::Rehearse(_)),
+            urgent.model().clone(),
+        );
+        let message = urgent.clone().into_message();
         let frame = codec::encode_frame(&message).expect("a withdrawal is small");
         link.streams[Direction::Down as usize]
             .slots
-            .insert(withdrawal.model.clone(), frame);
+            .insert(slot, frame);
         let blocked = self.blocked[link.node][Direction::Down as usize] > 0;
         let (options, schedule, fired) = world;
         self.send_datagram(

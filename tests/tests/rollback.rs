@@ -109,16 +109,55 @@ async fn a_silent_node_is_reported_fenced_and_not_before_its_lease_is_over() -> 
     let fleet = Fleet::start(PROGRAMS, 2).await?;
     fleet.make_stable("1.0.0").await?;
     fleet.push("2.0.0")?;
-    let id = fleet.rollout(&canary_plan("2.0.0"))?;
+    // Long enough for a look at the node while it is silent.
+    let id = fleet.rollout(&canary_plan("2.0.0").replace("3s", "8s"))?;
     fleet.until_stage(&id, "shadow").await?;
     fleet.cluster.print(&["rollout", "advance", &id])?;
     fleet.until_candidate_answers(1, "2.0.0").await?;
     fleet.cluster.last_link.cut(true);
-    let told: Value = fleet
+    // Decided at once; that not everybody answered is in the exit code.
+    let (why, code) = fleet.refusal(&[
+        "rollback", "digits", "--reason", "cut off", "--wait", "500ms",
+    ])?;
+    assert_eq!(code, 4, "{why}");
+    assert!(why.contains("these nodes are silent: node-2"), "{why}");
+    let receipts = || fleet.cluster.json::<Value>(&["rollout", "receipts", &id]);
+    let waiting = &receipts()?["nodes"][1];
+    assert_eq!(waiting["state"], "waiting", "{waiting}");
+    assert!(
+        waiting["until"].is_string() && waiting["why"].is_string(),
+        "{waiting}"
+    );
+    fleet
         .cluster
-        .json(&["rollback", "digits", "--reason", "cut off"])?;
+        .until("the rollback is settled", || {
+            Ok(receipts()?["settled"] == true)
+        })
+        .await?;
+    let told = receipts()?;
     assert_eq!(told["receipts"]["received"], 1, "{told}");
     assert_eq!(told["receipts"]["fenced"][0]["node"], "node-2", "{told}");
+    let (node_1, node_2) = (&told["nodes"][0], &told["nodes"][1]);
+    assert_eq!(
+        (&node_1["state"], &node_1["serving"]),
+        (&"receipt".into(), &"1.0.0".into())
+    );
+    assert!(node_1["after_ms"].as_f64() > Some(0.0), "{node_1}");
+    assert_eq!(node_2["state"], "fenced");
+    assert_eq!(node_2["until"], told["receipts"]["fenced"][0]["at"]);
+    assert_eq!(told["histogram"].as_array().map(Vec::len), Some(1));
+    // What needs a look stands first.
+    let text = fleet.cluster.print(&["rollout", "receipts", &id])?;
+    let place = |node: &str| text.find(&format!("\n{node} "));
+    assert!(
+        place("node-2").is_some() && place("node-2") < place("node-1"),
+        "{text}"
+    );
+    for command in [["rollout", "show", &id], ["rollout", "explain", &id]] {
+        let text = fleet.cluster.print(&command)?;
+        let summary = "1 of 2 nodes sent receipts, 1 fenced, 0 silent";
+        assert!(text.contains(summary), "{command:?}: {text}");
+    }
     assert_eq!(
         answers(&fleet, 1, 60).await?.keys().collect::<Vec<_>>(),
         ["1.0.0"],

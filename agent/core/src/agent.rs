@@ -21,6 +21,7 @@ mod carry_out;
 pub(crate) mod fixtures;
 #[cfg(test)]
 mod interleavings;
+mod rehearse;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -69,6 +70,8 @@ pub struct Agent {
     pinned: BTreeSet<(ModelName, VersionRef)>,
     link: Link,
     heartbeats: HeartbeatsInFlight,
+    /// The rehearsal that was answered last on this connection: copies follow.
+    rehearsed: Option<u64>,
     last_now: Timestamp,
 }
 
@@ -121,6 +124,7 @@ impl Agent {
             pinned: BTreeSet::new(),
             link: Link::Offline,
             heartbeats: HeartbeatsInFlight::default(),
+            rehearsed: None,
             last_now: now,
         };
         for (model, assignment) in state.assignments.clone() {
@@ -178,6 +182,8 @@ impl Agent {
                     Vec::new()
                 }
             }
+            // Not even what time alone would bring about: that has its own input.
+            Input::Rehearse(rehearsal) => return self.on_rehearse(&rehearsal, now),
             Input::Sync(snapshot) => {
                 effects = self.fence(snapshot.withdrawals, now);
                 effects.extend(self.reroute_and_say(now));
@@ -230,6 +236,7 @@ impl Agent {
 
     fn on_connected(&mut self, now: Timestamp) -> FromAgent {
         self.heartbeats.forget();
+        self.rehearsed = None;
         self.link = Link::Greeting { hello_at: now };
         let routes = self.models.values().filter_map(|m| m.route.as_ref());
         let receipts = routes.map(reconcile::receipt);
@@ -338,35 +345,49 @@ impl Agent {
     /// one is worse than any memory, and the coordinator refuses rollouts that could exceed
     /// `WITHDRAWALS_PER_MODEL_MAX`.
     fn on_withdrawal(&mut self, withdrawal: Withdrawal) {
-        let model = withdrawal.model.clone();
-        let room = self.models.contains_key(&model) || self.models.len() < MODELS_PER_NODE_MAX;
-        if !self.hosts(&model) || !room {
+        if !self.concerns_us(&withdrawal) {
             return;
         }
-        let (generation, serving) = (withdrawal.generation, withdrawal.serving);
-        let is_new = self.durable.withdrawals.insert(withdrawal);
+        let is_new = self.durable.withdrawals.insert(withdrawal.clone());
         self.unsaved |= is_new;
-        let held = self.held(&model).cloned();
-        let routed = self.models.get(&model).and_then(|m| m.route.as_ref());
+        if let Some((asked, instead)) = self.asked_after(&withdrawal, is_new) {
+            self.hold(asked, instead);
+        }
+    }
+
+    fn concerns_us(&self, withdrawal: &Withdrawal) -> bool {
+        let model = &withdrawal.model;
+        let room = self.models.contains_key(model) || self.models.len() < MODELS_PER_NODE_MAX;
+        self.hosts(model) && room
+    }
+
+    /// What a withdrawal asks of us, and what may stand in for its stable version. `None`:
+    /// nothing beyond what is held already.
+    fn asked_after(
+        &self,
+        withdrawal: &Withdrawal,
+        is_new: bool,
+    ) -> Option<(Assignment, [Option<VersionRef>; 3])> {
+        let model = &withdrawal.model;
+        let held = self.held(model);
+        let routed = self.models.get(model).and_then(|m| m.route.as_ref());
         let routed_stable = routed.and_then(|r| r.stable);
+        let held_previous = held.and_then(|a| a.previous);
         match held {
-            Some(held) if held.generation >= generation => {
-                if is_new {
-                    let instead = [serving, routed_stable, held.previous];
-                    self.hold(held, instead);
-                }
-            }
+            Some(held) if held.generation >= withdrawal.generation => is_new.then(|| {
+                let instead = [withdrawal.serving, routed_stable, held_previous];
+                (held.clone(), instead)
+            }),
             held => {
-                let held_stable = held.as_ref().and_then(|a| a.stable);
-                let held_previous = held.and_then(|a| a.previous);
                 let asked = Assignment {
-                    model,
-                    generation,
-                    stable: serving,
+                    model: model.clone(),
+                    generation: withdrawal.generation,
+                    stable: withdrawal.serving,
                     previous: None,
                     candidate: None,
                 };
-                self.hold(asked, [held_stable, routed_stable, held_previous]);
+                let held_stable = held.and_then(|a| a.stable);
+                Some((asked, [held_stable, routed_stable, held_previous]))
             }
         }
     }

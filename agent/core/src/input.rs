@@ -3,7 +3,7 @@
 use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::report::AgentEvent;
-use rollcall_shared::wire::{HeartbeatAnswer, Welcome};
+use rollcall_shared::wire::{HeartbeatAnswer, Rehearsal, Welcome};
 
 /// Everything that can happen to an agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +18,8 @@ pub enum Input {
     Assign(Assignment),
     /// A candidate is taken back, for good.
     Withdraw(Withdrawal),
+    /// What would a withdrawal come to? Answered, and nothing is changed.
+    Rehearse(Rehearsal),
     /// What we missed.
     Sync(Snapshot),
     /// Renews leases.

@@ -1,17 +1,15 @@
-//! Withdrawals that come beside QUIC, and the answers to them.
+//! Withdrawals and rehearsals that come beside QUIC, and the answers to them.
 //!
-//! A beacon goes from the socket to the driver in one step. Its receipt goes back the
+//! A beacon goes from the socket to the driver in one step. Its answer goes back the
 //! same way, at this node's place among those of the whole fleet. If the coordinator
-//! repeats itself the receipt was lost, or it is far away: from then on receipts go by
-//! the control stream, which loses nothing.
+//! repeats itself the answer was lost, or it is far away: then the answer goes by the
+//! control stream, which loses nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::Connection;
 use rollcall_agent_core::input::Input;
-use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::codec;
-use rollcall_shared::report::Receipt;
 use rollcall_shared::wire::{Beacon, FromAgent, ToAgent};
 use rollcall_transport::beacon::{Beacons, End, Listening, NoKey, Sealer};
 use tokio::sync::mpsc;
@@ -34,7 +32,7 @@ pub(super) struct BesideQuic {
 /// What the newest beacon wants answered.
 #[derive(Debug)]
 struct Asked {
-    withdrawal: Withdrawal,
+    message: ToAgent,
     answer_at: Instant,
     /// One beacon, one answer beside QUIC.
     is_answered: bool,
@@ -42,17 +40,12 @@ struct Asked {
 
 impl Asked {
     /// Notes a beacon that came at `now`.
-    fn note(
-        asked: &mut Option<Self>,
-        withdrawal: Withdrawal,
-        now: Instant,
-        answer_after: Duration,
-    ) {
+    fn note(asked: &mut Option<Self>, message: &ToAgent, now: Instant, answer_after: Duration) {
         match asked {
-            Some(before) if before.withdrawal == withdrawal => before.is_answered = true,
+            Some(before) if before.message == *message => before.is_answered = true,
             Some(_) | None => {
                 *asked = Some(Self {
-                    withdrawal,
+                    message: message.clone(),
                     answer_at: now + answer_after,
                     is_answered: false,
                 });
@@ -60,15 +53,20 @@ impl Asked {
         }
     }
 
-    /// When to answer beside QUIC with this receipt; `None`: it goes by the stream.
-    fn answer(asked: &mut Option<Self>, receipt: &Receipt) -> Option<Instant> {
-        let asked = asked.as_mut().filter(|asked| {
-            !asked.is_answered
-                && asked.withdrawal.model == receipt.model
-                && asked.withdrawal.generation <= receipt.generation
-        })?;
-        asked.is_answered = true;
-        Some(asked.answer_at)
+    /// When to send this answer beside QUIC; `None`: it goes by the stream.
+    fn answer(asked: &mut Option<Self>, message: &FromAgent) -> Option<Instant> {
+        let asked = asked.as_mut().filter(|asked| !asked.is_answered)?;
+        let fits = match (&asked.message, message) {
+            (ToAgent::Withdraw(asked), FromAgent::Receipt(receipt)) => {
+                asked.model == receipt.model && asked.generation <= receipt.generation
+            }
+            (ToAgent::Rehearse(asked), FromAgent::Rehearsed(rehearsed)) => {
+                asked.rehearsal == rehearsed.rehearsal
+            }
+            _ => false,
+        };
+        asked.is_answered = fits;
+        fits.then_some(asked.answer_at)
     }
 }
 
@@ -85,24 +83,32 @@ impl BesideQuic {
         let deliver = move |body: &[u8], place: f64| {
             let Ok(Beacon {
                 answer_within_ms,
-                message: ToAgent::Withdraw(withdrawal),
+                message,
             }) = codec::decode(body)
             else {
-                tracing::debug!("a beacon that is no withdrawal");
+                tracing::debug!("a beacon that cannot be read");
                 return;
+            };
+            let input = match &message {
+                ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal.clone()),
+                ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal.clone()),
+                ToAgent::Welcome(_)
+                | ToAgent::Refused { .. }
+                | ToAgent::Assign(_)
+                | ToAgent::Sync(_)
+                | ToAgent::HeartbeatAnswer(_) => {
+                    tracing::debug!("a message that needs the stream came as a beacon");
+                    return;
+                }
             };
             let within = Duration::from_millis(u64::from(answer_within_ms)).min(ANSWER_AFTER_MAX);
             let mut asked = note.lock().unwrap_or_else(PoisonError::into_inner);
-            Asked::note(
-                &mut asked,
-                withdrawal.clone(),
-                Instant::now(),
-                within.mul_f64(place),
-            );
+            let answer_after = within.mul_f64(place);
+            Asked::note(&mut asked, &message, Instant::now(), answer_after);
             // No room: the driver is behind, and the next beacon or the stream finds it.
             let _ = events.try_send(LinkEvent {
                 connection: number,
-                input: Input::Withdraw(withdrawal),
+                input,
             });
         };
         Ok(Self {
@@ -114,14 +120,11 @@ impl BesideQuic {
         })
     }
 
-    /// Sends a receipt that answers a beacon, at its time. Whether it was one.
+    /// Sends a message that answers a beacon, at its time. Whether it was one.
     pub(super) async fn answer(&mut self, connection: &Connection, message: &FromAgent) -> bool {
-        let FromAgent::Receipt(receipt) = message else {
-            return false;
-        };
         let at = {
             let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            Asked::answer(&mut asked, receipt)
+            Asked::answer(&mut asked, message)
         };
         let (Some(at), Ok(body)) = (at, codec::encode(message)) else {
             return false;

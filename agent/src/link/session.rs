@@ -142,6 +142,7 @@ impl Inbox<'_> {
                 ToAgent::Refused { reason } => return End::Refused(reason),
                 ToAgent::Assign(assignment) => Input::Assign(assignment),
                 ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal),
+                ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
                 ToAgent::Sync(snapshot) => Input::Sync(snapshot),
                 ToAgent::HeartbeatAnswer(answer) => Input::HeartbeatAnswer(answer),
             };
@@ -151,12 +152,13 @@ impl Inbox<'_> {
         }
     }
 
-    /// Withdrawals, ahead of the stream, and answers. A datagram that cannot be read
+    /// Withdrawals and rehearsals, ahead of the stream, and answers. A datagram that cannot be read
     /// is dropped like one that was lost.
     async fn read_datagrams(&self, connection: &Connection) -> End {
         loop {
             let input = match read_datagram::<ToAgent>(connection).await {
                 Ok(ToAgent::Withdraw(withdrawal)) => Input::Withdraw(withdrawal),
+                Ok(ToAgent::Rehearse(rehearsal)) => Input::Rehearse(rehearsal),
                 Ok(ToAgent::HeartbeatAnswer(answer)) => Input::HeartbeatAnswer(answer),
                 Ok(
                     ToAgent::Welcome(_)
@@ -197,7 +199,8 @@ struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// Messages for an earlier connection are dropped; heartbeats go as datagrams when
-    /// they fit. The answer to a beacon waits for its place, and what follows waits behind it: at
+    /// they fit. The answer to a beacon waits for its place, and what follows waits behind
+    /// it: at
     /// most some hundred milliseconds, in the largest fleets.
     async fn write(mut self, outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>) -> End {
         while let Some((meant_for, message)) = outbox.recv().await {

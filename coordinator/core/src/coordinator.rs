@@ -12,17 +12,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::ids::{ModelName, RolloutId};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::wire::ToAgent;
 
-use crate::effect::{Done, Effect, Refusal};
+use crate::effect::{Done, Effect, Refusal, Urgent};
 use crate::fleet::Fleet;
 use crate::input::{Actor, Command, Input};
 use crate::record::{Event, Record};
+use crate::rehearsal::Rehearsing;
 use crate::roles;
-use crate::rollback::Receipts;
+use crate::rollback::{Receipts, Tally};
 use crate::rollout::Trial;
 use crate::state::State;
 
@@ -48,6 +48,10 @@ pub struct Coordinator {
     pub(crate) trials: BTreeMap<RolloutId, Trial>,
     /// Receipts of withdrawals: memory until they settle.
     pub(crate) rollbacks: BTreeMap<RolloutId, Receipts>,
+    /// The last rehearsal of each model: memory only.
+    pub(crate) rehearsals: BTreeMap<ModelName, Rehearsing>,
+    /// For monitoring: memory only.
+    pub(crate) tallies: BTreeMap<ModelName, Tally>,
     last_now: Timestamp,
 }
 
@@ -75,9 +79,10 @@ impl Turn {
         }
     }
 
-    /// Ahead of the append. For withdrawals only: that is in the type.
-    pub(crate) fn broadcast(&mut self, withdrawal: Withdrawal) {
-        self.broadcasts.push(Effect::Broadcast(withdrawal));
+    /// Ahead of the append. For withdrawals, and for rehearsals, which take nothing away and
+    /// give nothing: that is in the type.
+    pub(crate) fn broadcast(&mut self, urgent: Urgent) {
+        self.broadcasts.push(Effect::Broadcast(urgent));
     }
 
     pub(crate) fn then(&mut self, effect: Effect) {
@@ -113,6 +118,8 @@ impl Coordinator {
             fleet: Fleet::default(),
             trials: BTreeMap::new(),
             rollbacks: BTreeMap::new(),
+            rehearsals: BTreeMap::new(),
+            tallies: BTreeMap::new(),
             last_now: now,
         };
         let mut turn = Turn::new(now);
@@ -147,6 +154,7 @@ impl Coordinator {
             } => self.on_connected(&mut turn, connection, &node, hello),
             Input::AgentDisconnected { connection, node } => {
                 self.fleet.on_disconnected(connection, &node);
+                self.note_lost_rehearsals(&mut turn, connection, &node);
             }
             Input::FromAgent {
                 connection,
@@ -169,7 +177,8 @@ impl Coordinator {
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let trials = self.trials.values().map(|trial| trial.wake_at);
         let rollbacks = self.rollbacks.values().filter_map(Receipts::next_wakeup);
-        trials.chain(rollbacks).min()
+        let rehearsals = self.rehearsals.values().filter_map(Rehearsing::next_wakeup);
+        trials.chain(rollbacks).chain(rehearsals).min()
     }
 
     /// The durable state, e.g. for a snapshot.
@@ -189,6 +198,7 @@ impl Coordinator {
             self.step(turn, rollout);
         }
         self.settle_rollbacks(turn);
+        self.end_rehearsals(turn);
     }
 
     fn on_command(
@@ -219,6 +229,11 @@ impl Coordinator {
                 version,
                 reason,
             } => self.on_rollback(turn, actor, &model, version, reason),
+            Command::Rehearse {
+                model,
+                version,
+                reason,
+            } => self.on_rehearse(turn, actor, &model, version, reason),
             Command::CreateToken {
                 id,
                 secret_hash,

@@ -3,11 +3,12 @@
 //! A driver executes the effects of one `handle` in order, and does not begin one
 //! before the one before it is complete. That is how "durable before anyone hears
 //! of it" is kept; a withdrawal stands before its `Append` on purpose (the safe
-//! direction goes first).
+//! direction goes first), and so does a rehearsal, which measures a withdrawal's way
+//! and changes nothing.
 
 use rollcall_shared::assignment::Withdrawal;
-use rollcall_shared::ids::{ConnectionId, Generation, NodeId, RolloutId};
-use rollcall_shared::wire::ToAgent;
+use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId, RolloutId};
+use rollcall_shared::wire::{PROTOCOL_MIN, PROTOCOL_REHEARSE, Rehearsal, ToAgent};
 
 use crate::input::Ticket;
 use crate::record::Record;
@@ -19,10 +20,11 @@ pub enum Effect {
     /// Make these records durable, as one. If that fails the process must stop:
     /// memory is ahead of the disk.
     Append(Vec<Record>),
-    /// Push one withdrawal to every connected agent, encoded once, as a datagram and
-    /// on the control stream. Each agent has one slot where the latest withdrawal of
-    /// a model wins; it can be late but never dropped.
-    Broadcast(Withdrawal),
+    /// Push one message to every connected agent that can read it, encoded once, as a datagram
+    /// and on the control stream. Each agent has one slot where the latest withdrawal of a
+    /// model wins; it can be late but never dropped. A rehearsal goes the same way in a slot
+    /// of its own, behind withdrawals.
+    Broadcast(Urgent),
     /// Send to one agent. If its queue is full, disconnect it: it resyncs on return.
     Send {
         /// To whom.
@@ -48,6 +50,44 @@ pub enum Effect {
         /// How.
         result: Result<Done, Refusal>,
     },
+}
+
+/// What goes to every agent at once, ahead of everything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Urgent {
+    /// A version is taken away.
+    Withdraw(Withdrawal),
+    /// What would it come to? Pushed as a withdrawal is, because it measures that way.
+    Rehearse(Rehearsal),
+}
+
+impl Urgent {
+    /// The model that it is about.
+    #[must_use]
+    pub const fn model(&self) -> &ModelName {
+        match self {
+            Self::Withdraw(withdrawal) => &withdrawal.model,
+            Self::Rehearse(rehearsal) => &rehearsal.as_if.model,
+        }
+    }
+
+    /// The oldest protocol that has it; agents that speak an older one must not be sent it.
+    #[must_use]
+    pub const fn protocol_min(&self) -> u16 {
+        match self {
+            Self::Withdraw(_) => PROTOCOL_MIN,
+            Self::Rehearse(_) => PROTOCOL_REHEARSE,
+        }
+    }
+
+    /// On the wire.
+    #[must_use]
+    pub fn into_message(self) -> ToAgent {
+        match self {
+            Self::Withdraw(withdrawal) => ToAgent::Withdraw(withdrawal),
+            Self::Rehearse(rehearsal) => ToAgent::Rehearse(rehearsal),
+        }
+    }
 }
 
 /// Why the coordinator closes a connection.
@@ -76,6 +116,13 @@ pub enum Done {
         rollout: RolloutId,
         /// The generation to wait for.
         generation: Generation,
+    },
+    /// The fleet is asked; answers are coming in.
+    Rehearsing {
+        /// Of which model.
+        model: ModelName,
+        /// The record that began it.
+        rehearsal: u64,
     },
     /// A node is in the fleet; its certificate may be signed.
     Enrolled {

@@ -37,6 +37,8 @@ pub(crate) struct Presence {
     /// When its last `Hello` or heartbeat was answered: nothing else renews a lease.
     pub(crate) answered_at: Timestamp,
     pub(crate) software: String,
+    /// Negotiated on its latest connection.
+    pub(crate) protocol: u16,
     pub(crate) labels: BTreeMap<String, String>,
     /// What it hosts; empty: every model.
     models: BTreeSet<ModelName>,
@@ -161,6 +163,7 @@ impl Coordinator {
             receipts.forget(&node);
         }
         self.settle_rollbacks(turn);
+        self.forget_in_rehearsals(turn, &node);
         self.nudge_all(turn);
         Ok(Done::Done)
     }

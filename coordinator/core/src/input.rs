@@ -166,6 +166,16 @@ pub enum Command {
         /// Why.
         reason: String,
     },
+    /// Ask the fleet what [`Command::Rollback`] with the same words would come to now. Refused
+    /// when that would be; changes nothing.
+    Rehearse {
+        /// Which model.
+        model: ModelName,
+        /// As for a rollback.
+        version: Option<Version>,
+        /// Why.
+        reason: String,
+    },
     /// Make a token. The secret is made and shown by the shell; only its hash comes here.
     CreateToken {
         /// Its public id.

@@ -12,7 +12,7 @@
 //! | `fleet` | nodes: connections, hello, heartbeats, receipts, quarantine |
 //! | `assign`, [`cohort`] | what a node should do; who is in a node cohort |
 //! | `rollout`, `approvals`, [`judge`] | the trip of a candidate, its gates, its verdicts |
-//! | `rollback` | withdrawals and who has answered them |
+//! | `rollback`, `rehearsal` | withdrawals and who has answered them; what one would come to |
 //! | `registry`, `tokens`, `roles` | versions; who may speak; who may do what |
 //! | [`view`] | what the API shows |
 //!
@@ -29,6 +29,7 @@ pub mod input;
 pub mod judge;
 pub mod record;
 mod registry;
+mod rehearsal;
 mod roles;
 mod rollback;
 mod rollout;
@@ -37,7 +38,7 @@ mod tokens;
 pub mod view;
 
 pub use coordinator::{Coordinator, CoreConfig};
-pub use effect::{DisconnectCause, Done, Effect, Refusal};
+pub use effect::{DisconnectCause, Done, Effect, Refusal, Urgent};
 pub use input::{Actor, Command, Input, Role, Ticket, TokenKind};
 pub use record::{Cause, Event, Propagation, Record};
 pub use state::{ChainError, State};

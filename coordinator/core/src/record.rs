@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_shared::assignment::{VersionRef, Withdrawal};
 use rollcall_shared::digest::Digest;
+use rollcall_shared::histogram::Histogram;
 use rollcall_shared::ids::{Generation, ModelName, NodeId, RolloutId};
 use rollcall_shared::manifest::SignedManifest;
 use rollcall_shared::plan::Plan;
@@ -150,6 +151,20 @@ pub enum Event {
         generation: Generation,
         verdict: Verdict,
     },
+    /// Somebody asks the fleet what this withdrawal would come to. It is not decided: nothing
+    /// follows from it but answers.
+    RehearsalBegan {
+        as_if: Withdrawal,
+        reason: String,
+    },
+    /// What came of the rehearsal that began in record `rehearsal`. `unready`: nodes that would
+    /// have nothing to serve, or would have to load it first.
+    RehearsalEnded {
+        rehearsal: u64,
+        model: ModelName,
+        propagation: Propagation,
+        unready: BTreeSet<NodeId>,
+    },
 }
 
 /// Why a candidate was withdrawn.
@@ -188,9 +203,19 @@ pub struct Propagation {
     pub last_node: Option<NodeId>,
     /// Nodes that sent receipts.
     pub received: u64,
-    /// Node by node, milliseconds from the decision to its receipt.
+    /// Node by node, milliseconds from the decision to its receipt; in a record only the
+    /// slowest ([`rollcall_shared::limits::RECEIPTS_RECORDED_MAX`]).
     #[serde(default)]
     pub receipts_ms: BTreeMap<NodeId, f64>,
+    /// Of the nodes in `receipts_ms`, those that serve by right another version than the
+    /// withdrawal names, and which.
+    // Skipped when empty, as it always is in records of earlier releases: the chain of hashes
+    // is over the bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub serving_otherwise: BTreeMap<NodeId, Option<Version>>,
+    /// Of all receipts, from the decision.
+    #[serde(default, skip_serializing_if = "Histogram::is_empty")]
+    pub histogram: Histogram,
     /// Nodes that were silent until their lease was over, and since when they are fenced.
     pub fenced: BTreeMap<NodeId, Timestamp>,
     /// Nodes that are silent and hold no lease that could run out (it may serve the version by right).

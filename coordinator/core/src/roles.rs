@@ -23,9 +23,10 @@ enum Needed {
 const fn needed(command: &Command) -> Needed {
     match command {
         Command::StartRollout { dry_run: true, .. } => Needed::Anyone,
-        Command::Rollback { .. } | Command::Pause { .. } | Command::Quarantine { .. } => {
-            Needed::OneOf(&[Role::Operator, Role::Promoter])
-        }
+        Command::Rollback { .. }
+        | Command::Rehearse { .. }
+        | Command::Pause { .. }
+        | Command::Quarantine { .. } => Needed::OneOf(&[Role::Operator, Role::Promoter]),
         Command::RegisterVersion { .. }
         | Command::StartRollout { dry_run: false, .. }
         | Command::Resume { .. }

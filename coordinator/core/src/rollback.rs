@@ -4,6 +4,7 @@
 //! node of the fleet that hosts the model owes a receipt: its word that it serves the
 //! withdrawal's generation or a newer one, without the withdrawn version. A node that stays
 //! silent is *fenced* once every lease it may hold is over; it is never called a success.
+//! [`receipts`] keeps who has answered, [`propagation`] makes figures of it.
 //!
 //! Where a node may serve the withdrawn version by right there is no lease to run out: it was
 //! stable or the version before, and the node's newest receipt does not prove that it has
@@ -15,7 +16,10 @@
 //! since, and the wall clock of the process that decided may have been another one. Who owes
 //! a receipt is a matter of the journal's order, for the same reason.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod propagation;
+mod receipts;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rollcall_shared::assignment::{VersionRef, Withdrawal};
@@ -26,12 +30,15 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 
 use crate::coordinator::{Coordinator, Turn};
-use crate::effect::{Done, Refusal};
+use crate::effect::{Done, Refusal, Urgent};
 use crate::fleet::Presence;
 use crate::input::Actor;
 use crate::record::{Cause, Event, Propagation};
 use crate::roles::actor_name;
-use crate::state::{Phase, Rollback, Rollout};
+use crate::state::{Phase, Rollout};
+
+pub(crate) use self::propagation::{Arrival, Tally, millis};
+pub(crate) use self::receipts::{Answer, Receipts};
 
 /// What is to be taken away.
 #[derive(Clone, Debug)]
@@ -41,28 +48,6 @@ pub(crate) struct Target {
     pub(crate) withdrawn: VersionRef,
     /// What should serve instead if it is stable that goes; see `Model::serving_without`.
     pub(crate) preferred: Option<VersionRef>,
-}
-
-/// Who has answered a withdrawal.
-#[derive(Clone, Debug)]
-pub(crate) struct Receipts {
-    withdrawal: Withdrawal,
-    decided_at: Timestamp,
-    /// Since when this process waits.
-    waits_since: Timestamp,
-    answers: BTreeMap<NodeId, Answer>,
-    /// Nodes without a receipt, by when they are fenced; `MAX`: never.
-    pending: BTreeSet<(Timestamp, NodeId)>,
-    settled: bool,
-}
-
-/// What is known of one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// It serves what it should.
-    Receipt { at: Timestamp },
-    /// Nothing yet. From `fenced_at` on no lease lets it go on; `None`: it needs no lease.
-    Pending { fenced_at: Option<Timestamp> },
 }
 
 impl Target {
@@ -76,115 +61,6 @@ impl Target {
     }
 }
 
-impl Receipts {
-    fn new(
-        rollback: &Rollback,
-        waits_since: Timestamp,
-        expected: BTreeMap<NodeId, Option<Timestamp>>,
-    ) -> Self {
-        Self {
-            withdrawal: rollback.withdrawal.clone(),
-            decided_at: rollback.decided_at,
-            waits_since,
-            pending: expected
-                .iter()
-                .map(|(node, fenced_at)| (fenced_at.unwrap_or(Timestamp::MAX), node.clone()))
-                .collect(),
-            answers: expected
-                .into_iter()
-                .map(|(node, fenced_at)| (node, Answer::Pending { fenced_at }))
-                .collect(),
-            settled: false,
-        }
-    }
-
-    pub(crate) const fn answers(&self) -> &BTreeMap<NodeId, Answer> {
-        &self.answers
-    }
-
-    /// When nobody can be waited for any longer.
-    pub(crate) fn next_wakeup(&self) -> Option<Timestamp> {
-        let last = self.pending.last().map(|(fenced_at, _)| *fenced_at);
-        last.or(Some(self.waits_since))
-            .filter(|due| !self.settled && *due < Timestamp::MAX)
-    }
-
-    fn on_receipt(&mut self, node: &NodeId, receipt: &Receipt, now: Timestamp) {
-        let serves_withdrawn = receipt
-            .serving
-            .iter()
-            .any(|serving| serving.version == self.withdrawal.withdrawn);
-        let counts = receipt.model == self.withdrawal.model
-            && receipt.generation >= self.withdrawal.generation
-            && !serves_withdrawn;
-        let answer = self.answers.get_mut(node).filter(|_| counts);
-        if let Some(answer) = answer
-            && let Answer::Pending { fenced_at } = *answer
-        {
-            *answer = Answer::Receipt { at: now };
-            let until = fenced_at.unwrap_or(Timestamp::MAX);
-            self.pending.remove(&(until, node.clone()));
-        }
-    }
-
-    /// The node left the fleet: it owes nothing.
-    pub(crate) fn forget(&mut self, node: &NodeId) {
-        self.answers.remove(node);
-        self.pending.retain(|(_, pending)| pending != node);
-    }
-
-    fn may_settle(&self, now: Timestamp) -> bool {
-        let last = self.pending.last();
-        !self.settled && last.is_none_or(|(fenced_at, _)| *fenced_at <= now)
-    }
-
-    /// How far it has spread.
-    pub(crate) fn propagation(&self, now: Timestamp) -> Propagation {
-        let mut propagation = Propagation::default();
-        for (node, answer) in &self.answers {
-            match answer {
-                Answer::Receipt { at } => {
-                    let after = millis(at.since(self.decided_at));
-                    propagation.receipts_ms.insert(node.clone(), after);
-                }
-                Answer::Pending {
-                    fenced_at: Some(fenced_at),
-                } if *fenced_at <= now => {
-                    propagation.fenced.insert(node.clone(), *fenced_at);
-                }
-                Answer::Pending { .. } => {
-                    propagation.silent.insert(node.clone());
-                }
-            }
-        }
-        let mut ordered: Vec<(&NodeId, f64)> = propagation
-            .receipts_ms
-            .iter()
-            .map(|(node, after)| (node, *after))
-            .collect();
-        ordered.sort_by(|a, b| a.1.total_cmp(&b.1));
-        propagation.received = ordered.len() as u64;
-        propagation.p50_ms = percentile(&ordered, 50);
-        propagation.p99_ms = percentile(&ordered, 99);
-        propagation.max_ms = ordered.last().map(|(_, after)| *after);
-        propagation.last_node = ordered.last().map(|(node, _)| (*node).clone());
-        propagation
-    }
-}
-
-/// Nearest rank.
-fn percentile(ordered: &[(&NodeId, f64)], percent: usize) -> Option<f64> {
-    let rank = (ordered.len() * percent).div_ceil(100).max(1);
-    ordered.get(rank - 1).map(|(_, after)| *after)
-}
-
-/// Milliseconds to a microsecond.
-fn millis(duration: Duration) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 microseconds")]
-    let micros = duration.as_micros() as f64;
-    micros / 1e3
-}
-
 impl Coordinator {
     /// Withdraws the running candidate, or else the stable version in favour of the one before it.
     pub(crate) fn on_rollback(
@@ -195,18 +71,39 @@ impl Coordinator {
         version: Option<Version>,
         reason: String,
     ) -> Result<Done, Refusal> {
-        let target = match (self.state.live_rollout(model), version) {
-            (Some(rollout), None) => Target::candidate_of(rollout),
-            (Some(rollout), Some(version)) if rollout.candidate.version == version => {
-                Target::candidate_of(rollout)
-            }
-            (Some(_) | None, version) => self.stable_target(model, version)?,
-        };
+        let target = self.target(model, version)?;
         let cause = Cause::Operator {
             actor: actor_name(actor),
             reason: crate::registry::cut(reason),
         };
         Ok(self.withdraw(turn, actor.clone(), target, cause))
+    }
+
+    /// What a rollback takes away now.
+    pub(crate) fn target(
+        &self,
+        model: &ModelName,
+        version: Option<Version>,
+    ) -> Result<Target, Refusal> {
+        match (self.state.live_rollout(model), version) {
+            (Some(rollout), None) => Ok(Target::candidate_of(rollout)),
+            (Some(rollout), Some(version)) if rollout.candidate.version == version => {
+                Ok(Target::candidate_of(rollout))
+            }
+            (Some(_) | None, version) => self.stable_target(model, version),
+        }
+    }
+
+    /// What the fleet is told to take a version away.
+    pub(crate) fn withdrawal_of(&self, target: Target) -> Withdrawal {
+        let entry = self.state.models.get(&target.model);
+        Withdrawal {
+            generation: self.state.next_generation(&target.model),
+            serving: entry.and_then(|m| m.serving_without(target.withdrawn, target.preferred)),
+            model: target.model,
+            rollout: target.rollout,
+            withdrawn: target.withdrawn,
+        }
     }
 
     /// The stable version as what shall go, if it may.
@@ -279,15 +176,8 @@ impl Coordinator {
         target: Target,
         cause: Cause,
     ) -> Done {
-        let entry = self.state.models.get(&target.model);
-        let withdrawal = Withdrawal {
-            generation: self.state.next_generation(&target.model),
-            model: target.model,
-            rollout: target.rollout,
-            withdrawn: target.withdrawn,
-            serving: entry.and_then(|m| m.serving_without(target.withdrawn, target.preferred)),
-        };
-        turn.broadcast(withdrawal.clone());
+        let withdrawal = self.withdrawal_of(target);
+        turn.broadcast(Urgent::Withdraw(withdrawal.clone()));
         let event = Event::Withdrawn {
             withdrawal: withdrawal.clone(),
             cause,
@@ -298,7 +188,7 @@ impl Coordinator {
         self.forget_unassigned(model);
         self.fleet.note_broadcast(model, withdrawal.generation);
         self.rollbacks
-            .retain(|_, receipts| !receipts.settled || receipts.withdrawal.model != *model);
+            .retain(|_, receipts| !receipts.is_settled() || receipts.model() != model);
         self.expect_receipts(withdrawal.rollout, turn.now);
         self.settle_rollbacks(turn);
         self.end_trial_of_stable(turn, model);
@@ -331,28 +221,33 @@ impl Coordinator {
         let Some(rollback) = rollout.rollback() else {
             return;
         };
-        let withdrawal = &rollback.withdrawal;
+        let owing = self.owing(&rollback.withdrawal, rollback.seq, now);
+        let receipts = Receipts::new(rollback, now, owing);
+        self.rollbacks.insert(id, receipts);
+    }
+
+    /// The nodes that owe a receipt of a withdrawal that was decided in record `seq`, and by
+    /// when each is fenced if it hears nothing more; `None`: no lease stops it.
+    pub(crate) fn owing(
+        &self,
+        withdrawal: &Withdrawal,
+        seq: u64,
+        now: Timestamp,
+    ) -> BTreeMap<NodeId, Option<Timestamp>> {
         let bound = lease_bound(self.longest_lease(withdrawal));
-        let fenced_at = |node: &NodeId| {
-            let presence = self.fleet.nodes.get(node);
+        let fenced_at = |presence: Option<&Presence>| {
             let answered_at = presence.map_or(now, |p| p.answered_at);
             (!self.may_linger(withdrawal, presence)).then_some(answered_at.min(now) + bound)
         };
-        let hosts = |node: &NodeId| {
+        let mut owing = BTreeMap::new();
+        for (node, entry) in &self.state.nodes {
             let presence = self.fleet.nodes.get(node);
-            presence.is_none_or(|p| p.hosts(&rollout.model))
-        };
-        let expected = self
-            .state
-            .nodes
-            .iter()
-            .filter(|(node, entry)| {
-                !entry.revoked && entry.enrolled_seq < rollback.seq && hosts(node)
-            })
-            .map(|(node, _)| (node.clone(), fenced_at(node)))
-            .collect();
-        let receipts = Receipts::new(rollback, now, expected);
-        self.rollbacks.insert(id, receipts);
+            let hosts = presence.is_none_or(|p| p.hosts(&withdrawal.model));
+            if !entry.revoked && entry.enrolled_seq < seq && hosts {
+                owing.insert(node.clone(), fenced_at(presence));
+            }
+        }
+        owing
     }
 
     /// The longest lease under which a node may use the withdrawn version: it may have been
@@ -399,7 +294,10 @@ impl Coordinator {
         receipt: &Receipt,
     ) {
         for receipts in self.rollbacks.values_mut() {
-            receipts.on_receipt(node, receipt, turn.now);
+            if let Some(after) = receipts.on_receipt(node, receipt, turn.now) {
+                let tally = self.tallies.entry(receipt.model.clone()).or_default();
+                tally.receipts.record(after);
+            }
         }
         self.settle_rollbacks(turn);
     }
@@ -412,8 +310,11 @@ impl Coordinator {
             .iter_mut()
             .filter(|(_, receipts)| receipts.may_settle(now))
             .map(|(id, receipts)| {
-                receipts.settled = true;
-                (*id, receipts.propagation(now))
+                receipts.settle();
+                let propagation = receipts.propagation(now).recorded();
+                let tally = self.tallies.entry(receipts.model().clone()).or_default();
+                tally.fenced += propagation.fenced.len() as u64;
+                (*id, propagation)
             })
             .collect();
         for (rollout, propagation) in due {

@@ -1,10 +1,12 @@
 //! What the API and the CLI show: read-only pictures of the state, in JSON that scripts
 //! rely on. Views never hold secrets nor hashes of them.
 //!
-//! The methods of [`crate::coordinator::Coordinator`] that make them are in `view/queries.rs`
-//! and `view/rollouts.rs`.
+//! The methods of [`crate::coordinator::Coordinator`] that make them are in `view/queries.rs`,
+//! `view/rollouts.rs`, and with words of their own `view/rollbacks.rs` and `view/rehearsals.rs`.
 
 mod queries;
+mod rehearsals;
+mod rollbacks;
 mod rollouts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::input::{Actor, TokenKind};
 use crate::record::{Cause, Record};
+pub use crate::view::rehearsals::{RehearsalView, UnreadyNode};
+pub use crate::view::rollbacks::{
+    FencedNode, HistogramBin, PropagationMs, ReceiptCounts, RollbackFigures, RollbackNode,
+    RollbackNodeState, RollbackSummary, RollbackView,
+};
 
 /// One line of the audit log is a record of the journal.
 pub type AuditEntry = Record;
@@ -280,99 +287,12 @@ pub struct RolloutView {
     pub cohort: Option<BTreeSet<NodeId>>,
     /// Why it was withdrawn.
     pub cause: Option<Cause>,
+    /// How the withdrawal spread, in figures.
+    pub rollback: Option<RollbackSummary>,
     /// The plan.
     pub plan: Plan,
     /// What happened so far.
     pub history: Vec<HistoryEntry>,
-}
-
-/// A rollback with its receipts: `rollcall rollback -o json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RollbackView {
-    /// The model.
-    pub model: ModelName,
-    /// The rollout that ended.
-    pub rollout: RolloutId,
-    /// The generation that receipts must have.
-    pub generation: Generation,
-    /// What was taken back.
-    pub withdrawn: Version,
-    /// What serves instead.
-    pub serving: Option<Version>,
-    /// Why.
-    pub cause: Cause,
-    /// When, on the coordinator's clock.
-    pub decided_at: Timestamp,
-    /// Who answered.
-    pub receipts: ReceiptCounts,
-    /// From the decision to the receipt in hand.
-    pub propagation_ms: PropagationMs,
-    /// Who was last, of those that answered.
-    pub last_node: Option<NodeId>,
-    /// Whether every node answered or is fenced.
-    pub settled: bool,
-    /// Node by node.
-    pub nodes: Vec<RollbackNode>,
-}
-
-/// Who answered a rollback. `expected = received + fenced + silent`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ReceiptCounts {
-    /// Nodes in the fleet that host the model.
-    pub expected: u64,
-    /// Nodes that serve what they should, by their own word.
-    pub received: u64,
-    /// Nodes that did not answer, but whose lease is over.
-    pub fenced: Vec<FencedNode>,
-    /// Nodes that did not answer and are not (yet) fenced.
-    pub silent: Vec<NodeId>,
-}
-
-/// A node whose lease ran out before it answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FencedNode {
-    /// Which.
-    pub node: NodeId,
-    /// Since when it cannot serve the candidate.
-    pub at: Timestamp,
-}
-
-/// How fast a rollback spread; `None` while nobody answered.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct PropagationMs {
-    /// Median.
-    pub p50: Option<f64>,
-    /// 99th percentile.
-    pub p99: Option<f64>,
-    /// The last.
-    pub max: Option<f64>,
-}
-
-/// One node in a rollback.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RollbackNode {
-    /// Which.
-    pub node: NodeId,
-    /// How it is.
-    pub state: RollbackNodeState,
-    /// From the decision to its receipt.
-    pub after_ms: Option<f64>,
-    /// When its lease is (or was) over at the latest; `None` where no lease could run out.
-    pub until: Option<Timestamp>,
-}
-
-/// How a node is in a rollback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RollbackNodeState {
-    /// It serves what it should, by its own word.
-    Receipt,
-    /// It did not answer; its lease is over.
-    Fenced,
-    /// It did not answer yet; its lease will be over at `until`.
-    Waiting,
-    /// It did not answer, and no lease stops it: it may serve the version by right.
-    Silent,
 }
 
 /// One node.

@@ -9,9 +9,9 @@ use rollcall_coordinator_core::view::{RolloutView, Step};
 use rollcall_shared::verdict::Verdict;
 use serde_json::json;
 
-use super::CliError;
 use super::output::{Output, or_dash, table};
 use super::rollout::{step_text, waiting_text};
+use super::{CliError, receipts};
 
 pub(super) fn run(rollout: &RolloutView, output: &Output) -> Result<(), CliError> {
     let policy = &rollout.plan.policy;
@@ -29,6 +29,7 @@ pub(super) fn run(rollout: &RolloutView, output: &Output) -> Result<(), CliError
         "history": rollout.history,
         "verdict": rollout.verdict,
         "waiting_on": rollout.waiting_on,
+        "rollback": rollout.rollback,
         "recomputed": differs.is_empty(),
     });
     output.show(&json, |_| text(rollout))?;
@@ -89,6 +90,9 @@ fn text(rollout: &RolloutView) -> String {
             verdict.outcome,
             findings(verdict)
         );
+    }
+    if let Some(rollback) = &rollout.rollback {
+        text += &format!("\n{}", receipts::summary(rollback));
     }
     for waiting in &rollout.waiting_on {
         text += &format!("waiting on {}\n", waiting_text(waiting));

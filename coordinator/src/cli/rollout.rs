@@ -13,7 +13,7 @@ use rollcall_shared::verdict::Verdict;
 use super::CliError;
 use super::client::Client;
 use super::output::{Output, fields, joined, line, or_dash, table};
-use super::{explain, rollback};
+use super::{explain, receipts};
 use crate::http::rollouts::{ActionBody, Watched};
 use crate::metrics::phase_name;
 
@@ -52,6 +52,9 @@ pub(super) enum Rollout {
     Receipts {
         /// E.g. r-7.
         rollout: RolloutId,
+        /// Show every node, not only those without a receipt and the slowest.
+        #[arg(long)]
+        all: bool,
     },
     /// Stay in the stage; breaches still withdraw.
     Pause {
@@ -107,9 +110,9 @@ impl Rollout {
                 output.show(&rollouts, |rollouts| list_table(rollouts))
             }
             Self::Show { rollout } => output.show(&fetch(client, rollout).await?, text),
-            Self::Receipts { rollout } => {
+            Self::Receipts { rollout, all } => {
                 let view = client.get(&format!("/rollouts/{rollout}/rollback")).await?;
-                output.show(&view, rollback::text)
+                output.show(&view, |view| receipts::text(view, all))
             }
             Self::Watch { rollout } => watch(client, output, rollout).await,
             Self::Pause { rollout } => act(client, output, rollout, "pause", nothing).await,
@@ -349,7 +352,9 @@ fn text(rollout: &RolloutView) -> String {
         .as_ref()
         .map(verdict_text)
         .unwrap_or_default();
-    format!("{head}\n{stages}{verdict}\n{}", history(rollout))
+    let rollback = rollout.rollback.as_ref();
+    let rollback = rollback.map_or_else(String::new, |r| format!("\n{}", receipts::summary(r)));
+    format!("{head}\n{stages}{verdict}{rollback}\n{}", history(rollout))
 }
 
 fn verdict_text(verdict: &Verdict) -> String {

@@ -5,7 +5,7 @@ use rollcall_coordinator_core::view::FleetStatus;
 use super::CliError;
 use super::client::Client;
 use super::output::{Output, table};
-use super::{model, rollback, rollout};
+use super::{model, receipts, rollout};
 
 pub(super) async fn run(client: &Client, output: &Output) -> Result<(), CliError> {
     let status: FleetStatus = client.get("/status").await?;
@@ -30,7 +30,10 @@ fn screen(status: &FleetStatus) -> String {
         part("Rollouts", rollout::list_table(&status.rollouts));
     }
     for rollback in &status.rollbacks {
-        part("Rollback that waits for nodes", rollback::text(rollback));
+        part(
+            "Rollback that waits for nodes",
+            receipts::text(rollback, false),
+        );
     }
     text
 }

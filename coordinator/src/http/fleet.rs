@@ -73,11 +73,14 @@ pub(super) async fn healthz(State(api): State<Shared>) -> Result<Json<Value>, Ap
 }
 
 pub(super) async fn metrics(State(api): State<Shared>) -> Result<impl IntoResponse, ApiError> {
-    let (status, rollouts) = api
+    let (status, rollouts, rollbacks) = api
         .core
-        .ask(|core, now| (core.fleet_status(now), core.rollouts(now)))
+        .ask(|core, now| {
+            let rollbacks = core.rollback_figures();
+            (core.fleet_status(now), core.rollouts(now), rollbacks)
+        })
         .await?;
-    let text = api.metrics.render(&status, &rollouts);
+    let text = api.metrics.render(&status, &rollouts, rollbacks);
     Ok((
         [(
             CONTENT_TYPE,

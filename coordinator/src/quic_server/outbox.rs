@@ -3,23 +3,22 @@
 //! Two ways out for each connection. Ordinary messages go through a bounded queue;
 //! when it is full the agent is disconnected and resyncs on return. Withdrawals go
 //! through one slot a model where the latest wins: they can be late, but are never
-//! dropped, and are written ahead of everything that waits. A slot is kept until the
-//! agent answers, so that [`push`](super::push) knows whom to press. Nothing here
-//! ever waits for an agent.
+//! dropped, and are written ahead of everything that waits. Rehearsals go the same way,
+//! in slots of their own behind those. A slot is kept until the agent answers, so that
+//! [`push`](super::push) knows whom to press. Nothing here ever waits for an agent.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use quinn::Connection;
-use rollcall_coordinator_core::effect::DisconnectCause;
-use rollcall_shared::assignment::Withdrawal;
+use rollcall_coordinator_core::effect::{DisconnectCause, Urgent};
 use rollcall_shared::codec::{self, CodecError, HEADER_BYTES};
-use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId};
+use rollcall_shared::ids::{ConnectionId, ModelName, NodeId};
 use rollcall_shared::limits::DATAGRAM_BYTES_MAX;
-use rollcall_shared::wire::ToAgent;
+use rollcall_shared::wire::{FromAgent, ToAgent};
 use rollcall_transport::beacon::{Beacons, End, NoKey, Sealer};
 use rollcall_transport::channel::{ChannelError, FrameWriter, send_encoded_datagram};
 use rollcall_transport::close::{CloseCode, close};
@@ -41,25 +40,69 @@ pub struct Outbox {
     sealer: Sealer,
     queue: mpsc::Sender<Bytes>,
     slots: Slots,
-    /// Before its `Welcome` an agent gets no broadcasts: the snapshot holds them.
-    welcomed: AtomicBool,
+    /// As its `Welcome` says. Before that 0, and the agent gets no broadcasts: the snapshot
+    /// holds them.
+    protocol: AtomicU16,
 }
 
-/// The latest withdrawal of each model that is not yet answered.
+/// What a slot is for. Withdrawals come first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Topic {
+    /// Counted by generation.
+    Withdrawal(ModelName),
+    /// Counted by the rehearsal's number.
+    Rehearsal(ModelName),
+}
+
+impl Topic {
+    /// What a message is about, and its number there: a higher one takes its place.
+    fn of(urgent: &Urgent) -> (Self, u64) {
+        match urgent {
+            Urgent::Withdraw(withdrawal) => (
+                Self::Withdrawal(withdrawal.model.clone()),
+                withdrawal.generation.0,
+            ),
+            Urgent::Rehearse(rehearsal) => (
+                Self::Rehearsal(rehearsal.as_if.model.clone()),
+                rehearsal.rehearsal,
+            ),
+        }
+    }
+
+    /// What a message of an agent answers, and up to which number.
+    pub(super) fn answered_by(message: &FromAgent) -> Option<(Self, u64)> {
+        match message {
+            FromAgent::Receipt(receipt) => Some((
+                Self::Withdrawal(receipt.model.clone()),
+                receipt.generation.0,
+            )),
+            FromAgent::Rehearsed(rehearsed) => Some((
+                Self::Rehearsal(rehearsed.model.clone()),
+                rehearsed.rehearsal,
+            )),
+            FromAgent::Hello(_)
+            | FromAgent::Heartbeat(_)
+            | FromAgent::Readiness(_)
+            | FromAgent::Event(_) => None,
+        }
+    }
+}
+
+/// The latest message of each topic that is not yet answered.
 #[derive(Debug, Default)]
 struct Slots {
-    waiting: Mutex<BTreeMap<ModelName, Slot>>,
+    waiting: Mutex<BTreeMap<Topic, Slot>>,
     due: Notify,
 }
 
 #[derive(Debug)]
 struct Slot {
-    generation: Generation,
+    number: u64,
     frame: Bytes,
     way: Way,
 }
 
-/// How a withdrawal travels.
+/// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// As a beacon; on the stream only if something else is to be written to it.
@@ -71,27 +114,27 @@ enum Way {
 }
 
 impl Slots {
-    fn put(&self, model: &ModelName, generation: Generation, frame: &Bytes, way: Way) {
+    fn put(&self, topic: &Topic, number: u64, frame: &Bytes, way: Way) {
         let mut waiting = lock(&self.waiting);
-        let newest = waiting.get(model).map(|slot| slot.generation);
-        if newest.is_none_or(|newest| newest < generation) {
+        let newest = waiting.get(topic).map(|slot| slot.number);
+        if newest.is_none_or(|newest| newest < number) {
             let slot = Slot {
-                generation,
+                number,
                 frame: frame.clone(),
                 way,
             };
-            waiting.insert(model.clone(), slot);
+            waiting.insert(topic.clone(), slot);
             if way == Way::Stream {
                 self.due.notify_one();
             }
         }
     }
 
-    /// Whether this withdrawal is still to be answered; if so the stream must carry it.
-    fn press(&self, model: &ModelName, generation: Generation) -> bool {
+    /// Whether this message is still to be answered; if so the stream must carry it.
+    fn press(&self, topic: &Topic, number: u64) -> bool {
         let mut waiting = lock(&self.waiting);
-        let slot = waiting.get_mut(model);
-        let Some(slot) = slot.filter(|slot| slot.generation == generation) else {
+        let slot = waiting.get_mut(topic);
+        let Some(slot) = slot.filter(|slot| slot.number == number) else {
             return false;
         };
         if slot.way == Way::Beacon {
@@ -101,13 +144,10 @@ impl Slots {
         true
     }
 
-    fn answered(&self, model: &ModelName, generation: Generation) {
+    fn answered(&self, topic: &Topic, number: u64) {
         let mut waiting = lock(&self.waiting);
-        if waiting
-            .get(model)
-            .is_some_and(|slot| slot.generation <= generation)
-        {
-            waiting.remove(model);
+        if waiting.get(topic).is_some_and(|slot| slot.number <= number) {
+            waiting.remove(topic);
         }
     }
 
@@ -149,7 +189,7 @@ impl Outbox {
             models,
             queue,
             slots: Slots::default(),
-            welcomed: AtomicBool::new(false),
+            protocol: AtomicU16::new(0),
         };
         Ok((Arc::new(outbox), waiting))
     }
@@ -171,7 +211,9 @@ impl Outbox {
         if matches!(message, ToAgent::HeartbeatAnswer(_)) && self.send_datagram(&frame) {
             return;
         }
-        self.welcomed.store(true, Ordering::Relaxed);
+        if let ToAgent::Welcome(welcome) = message {
+            self.protocol.store(welcome.protocol, Ordering::Relaxed);
+        }
         if let Err(mpsc::error::TrySendError::Full(_)) = self.queue.try_send(frame) {
             tracing::warn!(node = %self.node, "does not read what it is sent; disconnected");
             close(
@@ -187,25 +229,28 @@ impl Outbox {
             && send_encoded_datagram(&self.connection, frame.slice(HEADER_BYTES..)).is_ok()
     }
 
-    fn wants(&self, model: &ModelName) -> bool {
-        self.welcomed.load(Ordering::Relaxed)
-            && (self.models.is_empty() || self.models.contains(model))
+    /// Whether the agent hosts the model and can read the message.
+    fn wants(&self, urgent: &Urgent) -> bool {
+        self.protocol.load(Ordering::Relaxed) >= urgent.protocol_min()
+            && (self.models.is_empty() || self.models.contains(urgent.model()))
     }
 
-    /// Keeps a withdrawal until it is answered; a beacon carries it.
-    pub(super) fn hold(&self, model: &ModelName, generation: Generation, frame: &Bytes) {
-        self.slots.put(model, generation, frame, Way::Beacon);
+    /// Keeps a message until it is answered; a beacon carries it.
+    pub(super) fn hold(&self, topic: &Topic, number: u64, frame: &Bytes) {
+        self.slots.put(topic, number, frame, Way::Beacon);
     }
 
     /// Whether an agent that is still there has yet to answer. From now on the stream
-    /// carries the withdrawal too.
-    pub(super) fn press(&self, model: &ModelName, generation: Generation) -> bool {
-        self.connection.close_reason().is_none() && self.slots.press(model, generation)
+    /// carries the message too.
+    pub(super) fn press(&self, topic: &Topic, number: u64) -> bool {
+        self.connection.close_reason().is_none() && self.slots.press(topic, number)
     }
 
-    /// The agent says that it holds this generation.
-    pub(super) fn answered(&self, model: &ModelName, generation: Generation) {
-        self.slots.answered(model, generation);
+    /// Notes what the agent has answered, if anything.
+    pub(super) fn note_answer(&self, answer: Option<(Topic, u64)>) {
+        if let Some((topic, number)) = answer {
+            self.slots.answered(&topic, number);
+        }
     }
 
     /// Sends a beacon to the agent.
@@ -295,20 +340,20 @@ impl Agents {
         }
     }
 
-    /// Pushes a withdrawal to everyone who hosts its model; see [`super::push`].
-    /// Encoded once; never waits.
+    /// Pushes what is urgent to everyone who hosts its model and can read it; see
+    /// [`super::push`]. Encoded once; never waits. Says to how many.
     ///
     /// # Errors
     /// When it cannot be encoded: a bug, since its bounds were checked at the door.
-    pub fn broadcast(&self, withdrawal: Withdrawal) -> Result<usize, CodecError> {
-        let (model, generation) = (withdrawal.model.clone(), withdrawal.generation);
+    pub fn broadcast(&self, urgent: Urgent) -> Result<usize, CodecError> {
+        let (topic, number) = Topic::of(&urgent);
         let outboxes: Vec<_> = lock(&self.outboxes)
             .values()
-            .filter(|outbox| outbox.wants(&model))
+            .filter(|outbox| outbox.wants(&urgent))
             .cloned()
             .collect();
         let agents = outboxes.len();
-        let push = Push::new(model, generation, ToAgent::Withdraw(withdrawal), outboxes)?;
+        let push = Push::new(topic, number, urgent.into_message(), outboxes)?;
         let left = match self.pusher.get() {
             Some(pusher) => pusher.push(push).err(),
             None => Some(push),
@@ -316,7 +361,7 @@ impl Agents {
         if let Some(push) = left {
             for outbox in &push.outboxes {
                 let slots = &outbox.slots;
-                slots.put(&push.model, push.generation, &push.frame, Way::Stream);
+                slots.put(&push.topic, push.number, &push.frame, Way::Stream);
             }
         }
         Ok(agents)
@@ -347,20 +392,25 @@ impl Agents {
 mod tests {
     use super::*;
 
-    fn model(name: &str) -> ModelName {
-        ModelName::new(name).unwrap()
+    fn withdrawal(name: &str) -> Topic {
+        Topic::Withdrawal(ModelName::new(name).unwrap())
     }
 
-    fn put(slots: &Slots, name: &str, generation: u64, way: Way) {
-        let frame = Bytes::from(format!("{name} {generation}"));
-        slots.put(&model(name), Generation(generation), &frame, way);
+    fn rehearsal(name: &str) -> Topic {
+        Topic::Rehearsal(ModelName::new(name).unwrap())
+    }
+
+    fn put(slots: &Slots, topic: &Topic, number: u64, way: Way) {
+        let (Topic::Withdrawal(name) | Topic::Rehearsal(name)) = topic;
+        let frame = Bytes::from(format!("{name} {number}"));
+        slots.put(topic, number, &frame, way);
     }
 
     #[test]
     fn the_latest_withdrawal_of_a_model_takes_the_place_of_the_one_before() {
         let slots = Slots::default();
         for (name, generation) in [("digits", 3), ("wine", 1), ("digits", 4), ("digits", 2)] {
-            put(&slots, name, generation, Way::Stream);
+            put(&slots, &withdrawal(name), generation, Way::Stream);
         }
         assert_eq!(slots.take(false).unwrap(), "digits 4");
         assert_eq!(slots.take(false).unwrap(), "wine 1");
@@ -368,28 +418,39 @@ mod tests {
     }
 
     #[test]
+    fn a_rehearsal_never_takes_the_place_of_a_withdrawal_and_comes_after_it() {
+        let slots = Slots::default();
+        put(&slots, &rehearsal("digits"), 57, Way::Stream);
+        put(&slots, &withdrawal("wine"), 3, Way::Stream);
+        put(&slots, &withdrawal("digits"), 4, Way::Stream);
+        put(&slots, &rehearsal("digits"), 58, Way::Stream);
+        slots.answered(&rehearsal("digits"), 57);
+        slots.answered(&rehearsal("wine"), 99);
+        assert_eq!(slots.take(false).unwrap(), "digits 4");
+        assert_eq!(slots.take(false).unwrap(), "wine 3");
+        assert_eq!(slots.take(false).unwrap(), "digits 58");
+    }
+
+    #[test]
     fn a_beacons_copy_is_written_when_pressed_or_when_it_would_be_overtaken() {
         let slots = Slots::default();
-        put(&slots, "digits", 3, Way::Beacon);
+        put(&slots, &withdrawal("digits"), 3, Way::Beacon);
         assert_eq!(slots.take(false), None);
-        assert!(slots.press(&model("digits"), Generation(3)));
+        assert!(slots.press(&withdrawal("digits"), 3));
         assert_eq!(slots.take(false).unwrap(), "digits 3");
-        put(&slots, "wine", 1, Way::Beacon);
+        put(&slots, &withdrawal("wine"), 1, Way::Beacon);
         assert_eq!(slots.take(true).unwrap(), "wine 1");
     }
 
     #[test]
     fn who_answered_is_not_pressed_any_more() {
-        let slots = Slots::default();
-        put(&slots, "digits", 3, Way::Beacon);
-        slots.answered(&model("digits"), Generation(2));
-        assert!(slots.press(&model("digits"), Generation(3)));
-        slots.answered(&model("digits"), Generation(3));
-        assert!(!slots.press(&model("digits"), Generation(3)));
-        put(&slots, "digits", 5, Way::Beacon);
-        assert!(
-            !slots.press(&model("digits"), Generation(3)),
-            "a newer one waits"
-        );
+        let (slots, digits) = (Slots::default(), withdrawal("digits"));
+        put(&slots, &digits, 3, Way::Beacon);
+        slots.answered(&digits, 2);
+        assert!(slots.press(&digits, 3));
+        slots.answered(&digits, 3);
+        assert!(!slots.press(&digits, 3));
+        put(&slots, &digits, 5, Way::Beacon);
+        assert!(!slots.press(&digits, 3), "a newer one waits");
     }
 }

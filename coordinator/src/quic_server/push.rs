@@ -1,4 +1,5 @@
 //! A withdrawal's way to everyone: a beacon first, the stream for who does not answer.
+//! And a rehearsal's, which measures that way.
 //!
 //! One thread does nothing else, so that neither the core nor ten thousand
 //! connections stand between a decision and its beacons. It sends one to every agent
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rollcall_shared::codec::{self, CodecError};
-use rollcall_shared::ids::{Generation, ModelName};
+use rollcall_shared::limits::REHEARSAL_MAX;
 use rollcall_shared::wire::{Beacon, ToAgent};
 use rollcall_transport::beacon::Beacons;
 use tokio::runtime::Handle;
@@ -25,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Topic};
 
 /// Pushes that may wait for the thread. When full, the streams carry the next at once.
 const PUSHES_MAX: usize = 64;
@@ -45,12 +46,15 @@ const LOOK_EVERY_MAX: Duration = Duration::from_millis(250);
 
 /// After so many looks, 5 minutes, the connection lives and does not answer: then it is
 /// the core's matter, which compares generations at every heartbeat.
-const LOOKS_MAX: u32 = 1_200;
+const LOOKS_MAX: u128 = 1_200;
+
+/// Looks after a rehearsal: as long as its answers count.
+const LOOKS_AFTER_REHEARSAL_MAX: u128 = REHEARSAL_MAX.as_millis() / LOOK_EVERY_MAX.as_millis();
 
 /// A message on its way to many.
 pub(super) struct Push {
-    pub(super) model: ModelName,
-    pub(super) generation: Generation,
+    pub(super) topic: Topic,
+    pub(super) number: u64,
     /// For control streams.
     pub(super) frame: Bytes,
     /// For beacons.
@@ -61,8 +65,8 @@ pub(super) struct Push {
 
 impl Push {
     pub(super) fn new(
-        model: ModelName,
-        generation: Generation,
+        topic: Topic,
+        number: u64,
         message: ToAgent,
         outboxes: Vec<Arc<Outbox>>,
     ) -> Result<Self, CodecError> {
@@ -74,8 +78,8 @@ impl Push {
             message,
         })?;
         Ok(Self {
-            model,
-            generation,
+            topic,
+            number,
             frame,
             body,
             answer_within,
@@ -86,9 +90,8 @@ impl Push {
     /// Sends to those who have not answered, and keeps only them.
     async fn repeat(&mut self, beacons: &Beacons) {
         let mut packet = Vec::new();
-        let (model, generation) = (&self.model, self.generation);
-        self.outboxes
-            .retain(|outbox| outbox.press(model, generation));
+        let (topic, number) = (&self.topic, self.number);
+        self.outboxes.retain(|outbox| outbox.press(topic, number));
         for outbox in &self.outboxes {
             lost(outbox.beacon(beacons, &self.body, &mut packet).await);
         }
@@ -98,7 +101,11 @@ impl Push {
     async fn follow_up(mut self, beacons: Beacons) {
         let mut interval = FIRST_LOOK;
         let mut next = Instant::now() + self.answer_within + interval;
-        for _ in 0..LOOKS_MAX {
+        let looks = match self.topic {
+            Topic::Withdrawal(_) => LOOKS_MAX,
+            Topic::Rehearsal(_) => LOOKS_AFTER_REHEARSAL_MAX,
+        };
+        for _ in 0..looks {
             sleep_until(next).await;
             self.repeat(&beacons).await;
             if self.outboxes.is_empty() {
@@ -138,7 +145,7 @@ impl Pusher {
                     let mut packet = Vec::new();
                     while let Some(push) = pushes.recv().await {
                         for outbox in &push.outboxes {
-                            outbox.hold(&push.model, push.generation, &push.frame);
+                            outbox.hold(&push.topic, push.number, &push.frame);
                             lost(outbox.beacon(&beacons, &push.body, &mut packet).await);
                         }
                         while following.try_join_next().is_some() {}

@@ -24,7 +24,7 @@ use rollcall_transport::identity::peer_certificate;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::outbox::{Outbox, write_out};
+use super::outbox::{Outbox, Topic, write_out};
 use super::rate::MessageRate;
 use super::{Context, artifact, public_key};
 use crate::driver::Gone;
@@ -188,17 +188,19 @@ impl Session<'_> {
         let deliver = move |body: &[u8], _: f64| {
             let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
             let in_time = rate.spend(core.clock().now()).is_zero();
-            let Ok(FromAgent::Receipt(receipt)) = codec::decode(body) else {
+            let Ok(message @ (FromAgent::Receipt(_) | FromAgent::Rehearsed(_))) =
+                codec::decode(body)
+            else {
                 return;
             };
-            let (model, generation) = (receipt.model.clone(), receipt.generation);
+            let answer = Topic::answered_by(&message);
             let input = Input::FromAgent {
                 connection,
                 node: node.clone(),
-                message: FromAgent::Receipt(receipt),
+                message,
             };
             if in_time && core.try_input(input) {
-                outbox.answered(&model, generation);
+                outbox.note_answer(answer);
             }
         };
         let beacons = &self.context.beacons;
@@ -223,9 +225,7 @@ impl Session<'_> {
                     ));
                 }
             };
-            if let FromAgent::Receipt(receipt) = &message {
-                outbox.answered(&receipt.model, receipt.generation);
-            }
+            outbox.note_answer(Topic::answered_by(&message));
             let wait = rate.spend(self.context.core.clock().now());
             self.pass_on(message).await?;
             if !wait.is_zero() {

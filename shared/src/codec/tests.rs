@@ -7,8 +7,11 @@ use crate::assignment::{VersionRef, Withdrawal};
 use crate::digest::Digest;
 use crate::ids::{Generation, ModelName, RolloutId};
 use crate::limits::DATAGRAM_BYTES_MAX;
+use crate::report::ReadyState;
 use crate::version::Version;
-use crate::wire::{FromAgent, FromAgentReport, Heartbeat, Hello, ToAgent};
+use crate::wire::{
+    FromAgent, FromAgentReport, Heartbeat, Hello, Missing, Rehearsal, Rehearsed, ToAgent,
+};
 
 fn withdrawal() -> Withdrawal {
     Withdrawal {
@@ -23,6 +26,13 @@ fn withdrawal() -> Withdrawal {
             version: Version::new(1, 0, 0),
             digest: Digest::of(b"one"),
         }),
+    }
+}
+
+fn rehearsal() -> Rehearsal {
+    Rehearsal {
+        rehearsal: 57,
+        as_if: withdrawal(),
     }
 }
 
@@ -44,9 +54,16 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The same name and frame, a line each, as the golden files have them.
+fn lines(frames: &[(&str, Bytes)]) -> String {
+    frames
+        .iter()
+        .map(|(name, frame)| format!("{name} {}\n", hex(frame)))
+        .collect()
+}
+
 #[test]
 fn the_bytes_of_protocol_1_never_change() {
-    let golden = include_str!("golden-protocol-1.txt");
     let frames = [
         (
             "withdraw",
@@ -62,23 +79,62 @@ fn the_bytes_of_protocol_1_never_change() {
             .unwrap(),
         ),
     ];
-    let lines: String = frames
-        .iter()
-        .map(|(name, frame)| format!("{name} {}\n", hex(frame)))
-        .collect();
     assert_eq!(
-        lines, golden,
+        lines(&frames),
+        include_str!("golden-protocol-1.txt"),
         "a running fleet could not read this: append a variant instead"
     );
 }
 
 #[test]
-fn a_withdrawal_of_the_longest_names_fits_a_datagram() {
+fn the_bytes_that_protocol_2_added_never_change() {
+    let rehearsed = |missing| {
+        FromAgent::Rehearsed(Rehearsed {
+            rehearsal: 57,
+            model: ModelName::new("digits").unwrap(),
+            held: Generation(11),
+            serving: withdrawal().serving,
+            missing,
+        })
+    };
+    let missing = Missing {
+        version: withdrawal().withdrawn,
+        state: Some(ReadyState::Failed {
+            reason: "no room".to_owned(),
+            retrying: true,
+        }),
+    };
+    let frames = [
+        (
+            "rehearse",
+            encode_frame(&ToAgent::Rehearse(rehearsal())).unwrap(),
+        ),
+        ("rehearsed", encode_frame(&rehearsed(None)).unwrap()),
+        (
+            "rehearsed-missing",
+            encode_frame(&rehearsed(Some(missing))).unwrap(),
+        ),
+    ];
+    assert_eq!(
+        lines(&frames),
+        include_str!("golden-protocol-2.txt"),
+        "a running fleet could not read this: append a variant instead"
+    );
+}
+
+#[test]
+fn a_withdrawal_or_rehearsal_of_the_longest_names_fits_a_datagram() {
     let mut withdrawal = withdrawal();
     withdrawal.model = ModelName::new("m".repeat(crate::limits::NAME_BYTES_MAX)).unwrap();
     withdrawal.rollout = RolloutId(u64::MAX);
     withdrawal.generation = Generation(u64::MAX);
-    assert!(encode(&ToAgent::Withdraw(withdrawal)).unwrap().len() <= DATAGRAM_BYTES_MAX);
+    let rehearsal = Rehearsal {
+        rehearsal: u64::MAX,
+        as_if: withdrawal.clone(),
+    };
+    for message in [ToAgent::Withdraw(withdrawal), ToAgent::Rehearse(rehearsal)] {
+        assert!(encode(&message).unwrap().len() <= DATAGRAM_BYTES_MAX);
+    }
 }
 
 #[test]

@@ -63,7 +63,10 @@ impl GenerationsOnlyGrow {
             ToAgent::Welcome(welcome) => &welcome.snapshot.assignments,
             ToAgent::Sync(snapshot) => &snapshot.assignments,
             ToAgent::Assign(assignment) => std::slice::from_ref(assignment),
-            ToAgent::HeartbeatAnswer(_) | ToAgent::Withdraw(_) | ToAgent::Refused { .. } => &[],
+            ToAgent::HeartbeatAnswer(_)
+            | ToAgent::Withdraw(_)
+            | ToAgent::Rehearse(_)
+            | ToAgent::Refused { .. } => &[],
         };
         let current = match message {
             ToAgent::HeartbeatAnswer(answer) => &answer.current[..],

@@ -74,8 +74,8 @@ pub(super) struct Stream {
     pub(super) lost: Vec<Packet>,
     /// Not sent yet: the sender's queue.
     pub(super) waiting: VecDeque<Bytes>,
-    /// The latest withdrawal of each model goes ahead of the queue.
-    pub(super) slots: BTreeMap<ModelName, Bytes>,
+    /// The latest withdrawal of each model goes ahead of the queue, and then the latest rehearsal.
+    pub(super) slots: BTreeMap<(bool, ModelName), Bytes>,
     pub(super) datagrams_sent: u64,
     pub(super) datagram_last: u64,
 }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use rollcall_coordinator_core::effect::DisconnectCause;
+use rollcall_coordinator_core::effect::{DisconnectCause, Urgent};
 use rollcall_coordinator_core::input::Input;
-use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::codec;
 use rollcall_shared::ids::{ConnectionId, NodeId};
 use rollcall_shared::wire::{FromAgent, FromAgentReport, ToAgent};
@@ -15,7 +14,7 @@ use crate::schedule::Event;
 use crate::world::World;
 
 impl World {
-    pub(super) fn broadcast(&mut self, withdrawal: &Withdrawal) {
+    pub(super) fn broadcast(&mut self, urgent: &Urgent) {
         let links = self.network.links.iter();
         let links: Vec<LinkId> = links
             .filter(|(_, link)| link.announced && link.is_open(Direction::Down))
@@ -23,7 +22,7 @@ impl World {
             .collect();
         for link in links {
             let world = (&self.options, &mut self.schedule, &mut self.fired);
-            self.network.send_withdrawal(link, withdrawal, world);
+            self.network.send_urgent(link, urgent, world);
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rollcall_coordinator_core::coordinator::{Coordinator, CoreConfig};
-use rollcall_coordinator_core::effect::Effect;
+use rollcall_coordinator_core::effect::{Effect, Urgent};
 use rollcall_coordinator_core::input::Input;
 use rollcall_coordinator_core::record::{Cause, Event as Recorded};
 use rollcall_coordinator_core::state::State;
@@ -316,7 +316,10 @@ impl World {
         let now = self.schedule.now();
         for (at, effect) in effects.iter().enumerate() {
             match effect {
-                Effect::Broadcast(withdrawal) => self.checkers.bounded.announced(withdrawal, now),
+                Effect::Broadcast(Urgent::Withdraw(withdrawal)) => {
+                    self.checkers.bounded.announced(withdrawal, now);
+                }
+                Effect::Broadcast(Urgent::Rehearse(_)) => {}
                 Effect::Append(records) => {
                     let decided = records.iter().filter_map(|record| match &record.event {
                         Recorded::Withdrawn {
@@ -327,7 +330,8 @@ impl World {
                         _ => None,
                     });
                     for withdrawal in decided {
-                        if !effects[..at].contains(&Effect::Broadcast(withdrawal.clone())) {
+                        let broadcast = Effect::Broadcast(Urgent::Withdraw(withdrawal.clone()));
+                        if !effects[..at].contains(&broadcast) {
                             let what =
                                 format!("{:?} is made durable before it is broadcast", withdrawal);
                             self.checkers.verdicts.broken(4, None, what);
@@ -347,7 +351,7 @@ impl World {
         );
         match effect {
             Effect::Append(records) => self.append(records),
-            Effect::Broadcast(withdrawal) => self.broadcast(&withdrawal),
+            Effect::Broadcast(urgent) => self.broadcast(&urgent),
             Effect::Send {
                 node,
                 connection,

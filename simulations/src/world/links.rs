@@ -153,6 +153,7 @@ impl World {
             ToAgent::Welcome(welcome) => Input::Welcome(welcome),
             ToAgent::Assign(assignment) => Input::Assign(assignment),
             ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal),
+            ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
             ToAgent::Sync(snapshot) => Input::Sync(snapshot),
             ToAgent::HeartbeatAnswer(answer) => Input::HeartbeatAnswer(answer),
             // The connection closes next.

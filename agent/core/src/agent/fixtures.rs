@@ -10,6 +10,10 @@ use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 
+use super::Agent;
+use crate::effect::Effect;
+use crate::input::Input;
+
 /// The lease of every candidate here, in seconds.
 pub(crate) const LEASE_SECONDS: u64 = 10;
 
@@ -64,4 +68,26 @@ pub(crate) fn withdrawal(
         generation: Generation(generation),
         serving: serving.into().map(version),
     }
+}
+
+/// What an agent says to a rehearsal, after checking that it changed nothing.
+pub(crate) fn rehearse_and_compare(
+    agent: &mut Agent,
+    rehearsal: Input,
+    now: Timestamp,
+) -> Vec<Effect> {
+    agent.last_now = now;
+    let (before, wakeup) = (whole(agent), agent.next_wakeup());
+    let effects = agent.handle(rehearsal, now);
+    assert_eq!(whole(agent), before, "a rehearsal changed something");
+    assert_eq!(agent.next_wakeup(), wakeup);
+    effects
+}
+
+/// Everything that an agent is, but for the number of the rehearsal that it answered last.
+fn whole(agent: &mut Agent) -> String {
+    let rehearsed = agent.rehearsed.take();
+    let whole = format!("{agent:?}");
+    agent.rehearsed = rehearsed;
+    whole
 }

@@ -183,4 +183,5 @@ fn lease_expired() -> FromAgent {
 mod assigning;
 mod leasing;
 mod preparing;
+mod rehearsing;
 mod withdrawing;

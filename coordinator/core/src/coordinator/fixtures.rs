@@ -1,7 +1,7 @@
 //! A small fleet for tests: a coordinator, its clock, and the journal that its appends make.
 //! Every `handle` is checked against the order of effects that the promises need.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rollcall_shared::assignment::VersionRef;
@@ -18,11 +18,11 @@ use rollcall_shared::report::{
 use rollcall_shared::signing::SigningKey;
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
-use rollcall_shared::wire::{FromAgent, Heartbeat, Hello, PROTOCOL, PROTOCOL_MIN};
+use rollcall_shared::wire::{FromAgent, Heartbeat, Hello, PROTOCOL, PROTOCOL_MIN, Rehearsal};
 
 use crate::{
     Actor, Command, Coordinator, CoreConfig, Done, Effect, Input, Record, Refusal, Role, State,
-    Ticket, TokenKind,
+    Ticket, TokenKind, Urgent,
 };
 
 mod words;
@@ -229,7 +229,7 @@ impl World {
             if let Effect::Append(records) = effect {
                 self.journal.extend(records.clone());
             }
-            if let Effect::Broadcast(withdrawal) = effect {
+            if let Effect::Broadcast(Urgent::Withdraw(withdrawal)) = effect {
                 let gone = &self.core.state().models[&withdrawal.model].withdrawals;
                 let is_gone = |v| gone.iter().any(|w| w.withdrawn == v);
                 assert!(!withdrawal.serving.is_some_and(is_gone), "{withdrawal:?}");
@@ -435,21 +435,31 @@ fn assert_order(effects: &[Effect]) {
     let ranks: Vec<u8> = effects.iter().map(rank).collect();
     assert!(ranks.is_sorted(), "out of order: {effects:?}");
     assert!(ranks.iter().filter(|rank| **rank == 1).count() <= 1);
-    let withdrawn: BTreeSet<_> = effects
-        .iter()
-        .filter_map(|effect| match effect {
-            Effect::Append(records) => Some(records),
-            _ => None,
-        })
-        .flatten()
-        .filter_map(|record| match &record.event {
-            crate::Event::Withdrawn { withdrawal, .. } => Some(withdrawal.clone()),
-            _ => None,
-        })
-        .collect();
-    let broadcast = effects.iter().filter_map(|effect| match effect {
-        Effect::Broadcast(withdrawal) => Some(withdrawal.clone()),
+    // What is broadcast is recorded, and the other way round.
+    let recorded = effects.iter().filter_map(|effect| match effect {
+        Effect::Append(records) => Some(records),
         _ => None,
     });
-    assert_eq!(broadcast.collect::<BTreeSet<_>>(), withdrawn);
+    let mut recorded: Vec<Urgent> = recorded.flatten().filter_map(urgent).collect();
+    let broadcast = effects.iter().filter_map(|effect| match effect {
+        Effect::Broadcast(urgent) => Some(urgent.clone()),
+        _ => None,
+    });
+    for urgent in broadcast {
+        let at = recorded.iter().position(|recorded| *recorded == urgent);
+        recorded.remove(at.expect("a broadcast without a record"));
+    }
+    assert_eq!(recorded, vec![]);
+}
+
+/// What a record says that was broadcast.
+fn urgent(record: &Record) -> Option<Urgent> {
+    match &record.event {
+        crate::Event::Withdrawn { withdrawal, .. } => Some(Urgent::Withdraw(withdrawal.clone())),
+        crate::Event::RehearsalBegan { as_if, .. } => Some(Urgent::Rehearse(Rehearsal {
+            rehearsal: record.seq,
+            as_if: as_if.clone(),
+        })),
+        _ => None,
+    }
 }

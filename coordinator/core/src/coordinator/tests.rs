@@ -5,7 +5,7 @@ use rollcall_shared::report::{ReadyState, Role as ServingRole};
 use rollcall_shared::wire::{FromAgent, Heartbeat, HeartbeatAnswer, ToAgent};
 
 use super::fixtures::*;
-use crate::{Cause, Command, DisconnectCause, Done, Effect, Event, Input, Record, State};
+use crate::{Cause, Command, DisconnectCause, Done, Effect, Event, Input, Record, State, Urgent};
 
 mod adopting;
 
@@ -48,7 +48,7 @@ fn a_withdrawal_is_broadcast_before_it_is_durable() {
     assert_eq!(
         world.rollback(),
         vec![
-            Effect::Broadcast(withdrawal),
+            Effect::Broadcast(Urgent::Withdraw(withdrawal)),
             Effect::Append(vec![record]),
             Effect::Reply {
                 ticket: TICKET,

@@ -84,7 +84,7 @@ impl Coordinator {
             Some(entry) if entry.revoked => Err(DisconnectCause::Revoked),
             Some(_) => ValidatedHello::check(hello).map_err(DisconnectCause::Refused),
         };
-        let ValidatedHello { hello, protocol } = match refusal {
+        let valid = match refusal {
             Ok(valid) => valid,
             Err(cause) => {
                 turn.then(Effect::Disconnect {
@@ -95,7 +95,8 @@ impl Coordinator {
                 return;
             }
         };
-        self.note_presence(turn, connection, node, &hello);
+        self.note_presence(turn, connection, node, &valid);
+        let ValidatedHello { hello, protocol } = valid;
         self.adopt(turn, node, &hello.withdrawals, held_or_served(&hello));
         let models = self.hosted_models(node);
         let snapshot = self.snapshot_of(node, &models);
@@ -140,8 +141,9 @@ impl Coordinator {
         turn: &mut Turn,
         connection: ConnectionId,
         node: &NodeId,
-        hello: &Hello,
+        valid: &ValidatedHello,
     ) {
+        let hello = &valid.hello;
         let before = self.fleet.nodes.remove(node);
         if let Some(old) = before.as_ref().and_then(|p| p.connection) {
             turn.then(Effect::Disconnect {
@@ -149,6 +151,7 @@ impl Coordinator {
                 connection: old,
                 cause: DisconnectCause::Superseded,
             });
+            self.note_lost_rehearsals(turn, old, node);
         }
         let (sent, resources) = before.map(|p| (p.sent, p.resources)).unwrap_or_default();
         let presence = Presence {
@@ -156,6 +159,7 @@ impl Coordinator {
             last_seen: turn.now,
             answered_at: turn.now,
             software: hello.software.clone(),
+            protocol: valid.protocol,
             labels: self.merged_labels(node, &hello.labels),
             models: hello.models.iter().cloned().collect(),
             held: hello.held.iter().cloned().collect(),

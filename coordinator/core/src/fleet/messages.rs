@@ -32,6 +32,9 @@ impl Coordinator {
             FromAgent::Readiness(readiness) => {
                 self.on_readiness(turn, connection, node, readiness);
             }
+            FromAgent::Rehearsed(rehearsed) => {
+                self.on_rehearsed(turn, connection, node, rehearsed);
+            }
             // The failures behind a breaker's opening are in the node's reports, where the judge
             // sees them; an expired lease is what `rollback` reckons with anyway.
             FromAgent::Event(_) => {}

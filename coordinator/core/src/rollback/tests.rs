@@ -57,8 +57,13 @@ fn the_json_of_a_rollback_is_the_documented_one() {
         "propagation_ms": {"p50": 3.1, "p99": 3.1, "max": 3.1},
         "last_node": "node-1",
         "settled": true,
-        "nodes": [{"node": "node-1", "state": "receipt", "after_ms": 3.1, "until": null}],
+        "histogram": [{"le_ms": json["histogram"][0]["le_ms"], "count": 1}],
+        "nodes": [{"node": "node-1", "state": "receipt", "after_ms": 3.1, "serving": "1.0.0",
+                   "until": null, "why": null}],
+        "nodes_unlisted": 0,
     });
+    let le_ms = json["histogram"][0]["le_ms"].as_f64().unwrap();
+    assert!((3.1..3.1 * 1.1).contains(&le_ms), "{le_ms}");
     assert_eq!(json, expected);
 }
 
@@ -106,6 +111,8 @@ fn a_silent_node_is_never_a_success() {
         vec![RollbackNodeState::Receipt, RollbackNodeState::Waiting]
     );
     assert_eq!(waiting.nodes[1].until, Some(fenced_at));
+    let why = waiting.nodes[1].why.clone().unwrap();
+    assert!(why.starts_with("not connected, last heard at "), "{why}");
     assert!(!waiting.settled);
 
     assert!(settled(&world.pass(7)));
@@ -348,4 +355,73 @@ fn a_rollback_repeated_after_a_lost_answer_does_not_take_the_good_version_too() 
         world.core.model(&digits()).unwrap().stable,
         Some(version(1).version)
     );
+}
+
+#[test]
+fn what_was_settled_is_shown_from_the_journal_with_its_histogram() {
+    let mut world = World::in_shadow(3);
+    world.disconnect(3);
+    world.rollback();
+    let generation = world.generation().0;
+    for n in 1..=2 {
+        world.now = world.now + Duration::from_millis(3);
+        world.receipt(n, generation, 1);
+    }
+    world.pass(20);
+    let lived = view(&world);
+    let world = world.restart();
+    let mut read = view(&world);
+    assert_eq!(read.histogram.iter().map(|bin| bin.count).sum::<u64>(), 2);
+    let of_rollout = world.core.rollout(RolloutId(2), world.now).unwrap();
+    let summary = of_rollout.rollback.unwrap();
+    assert_eq!(summary.histogram, read.histogram);
+    assert_eq!(
+        (
+            summary.expected,
+            summary.received,
+            summary.fenced,
+            summary.silent
+        ),
+        (3, 2, 1, 0)
+    );
+    // The reasons of that day are gone; everything else is there.
+    read.nodes[2].why.clone_from(&lived.nodes[2].why);
+    assert_eq!(read, lived);
+}
+
+#[test]
+fn a_node_that_serves_something_else_says_so_in_its_receipt_and_in_the_record() {
+    let mut world = World::in_shadow(2);
+    world.rollback();
+    let generation = world.generation().0;
+    world.receipt(1, generation, 1);
+    world.receipt(2, generation, 3);
+    for world in [
+        &world,
+        &World::from_journal(world.journal.clone(), world.now),
+    ] {
+        let serving: Vec<_> = view(world).nodes.iter().map(|n| n.serving).collect();
+        assert_eq!(
+            serving,
+            [Some(version(1).version), Some(version(3).version)]
+        );
+    }
+}
+
+#[test]
+fn monitoring_counts_receipts_as_they_come_and_fences_when_it_settles() {
+    let mut world = World::in_shadow(3);
+    world.disconnect(3);
+    world.rollback();
+    let generation = world.generation().0;
+    world.receipt(1, generation, 1);
+    world.receipt(1, generation, 1);
+    let figures = |world: &World| world.core.rollback_figures().pop().unwrap();
+    let now = figures(&world);
+    assert_eq!((now.receipts.count(), now.silent, now.fenced), (1, 2, 0));
+    world.receipt(2, generation, 1);
+    world.pass(20);
+    let now = figures(&world);
+    assert_eq!((now.receipts.count(), now.silent, now.fenced), (2, 0, 1));
+    assert_eq!((now.rehearsals, now.rehearsed.count()), (0, 0));
 }

@@ -20,6 +20,8 @@ impl State {
     pub(super) fn fold(&mut self, record: &Record) -> Result<(), ChainError> {
         match &record.event {
             Event::Booted { software: _ } => self.skip_generations(),
+            // For the audit log: a rehearsal changes nothing.
+            Event::RehearsalBegan { .. } | Event::RehearsalEnded { .. } => {}
             Event::TokenCreated {
                 id,
                 secret_hash,

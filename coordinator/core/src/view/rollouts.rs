@@ -1,19 +1,12 @@
-//! Pictures of rollouts and rollbacks.
+//! Pictures of rollouts.
 
-use std::collections::BTreeMap;
-
-use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
+use rollcall_shared::ids::RolloutId;
 use rollcall_shared::time::Timestamp;
 
 use crate::coordinator::Coordinator;
-use crate::record::Propagation;
-use crate::rollback::{Answer, Receipts};
 use crate::rollout::hold_end;
 use crate::state::{Phase, Rollout};
-use crate::view::{
-    FencedNode, PropagationMs, ReceiptCounts, RollbackNode, RollbackNodeState, RollbackView,
-    RolloutPhase, RolloutView, Step, WaitingOn,
-};
+use crate::view::{RolloutPhase, RolloutView, Step, WaitingOn};
 
 impl Coordinator {
     /// Every rollout, the oldest first.
@@ -63,52 +56,10 @@ impl Coordinator {
                 .as_ref()
                 .and_then(|stage| stage.cohort.clone()),
             cause: rollout.rollback().map(|rollback| rollback.cause.clone()),
+            rollback: self.rollback_summary(rollout, now),
             plan: rollout.plan.clone(),
             history: rollout.history.clone(),
         }
-    }
-
-    /// The latest rollback of a model.
-    #[must_use]
-    pub fn rollback_of_model(&self, model: &ModelName, now: Timestamp) -> Option<RollbackView> {
-        let of_model = self.state.rollouts.values().filter(|r| r.model == *model);
-        let latest = of_model
-            .filter_map(|rollout| Some((rollout.rollback()?.withdrawal.generation, rollout.id)))
-            .max()?;
-        self.rollback(latest.1, now)
-    }
-
-    /// How the withdrawal of a rollout spreads; `None` when it was not withdrawn.
-    #[must_use]
-    pub fn rollback(&self, rollout: RolloutId, now: Timestamp) -> Option<RollbackView> {
-        let rollback = self.state.rollouts.get(&rollout)?.rollback()?;
-        let receipts = self.rollbacks.get(&rollout);
-        // Memory knows more than the record: nodes that answered after they were fenced.
-        let propagation = match (receipts, &rollback.propagation) {
-            (Some(receipts), _) => receipts.propagation(now),
-            (None, Some(recorded)) => recorded.clone(),
-            (None, None) => Propagation::default(),
-        };
-        let until = receipts.map(fences).unwrap_or_default();
-        let withdrawal = &rollback.withdrawal;
-        Some(RollbackView {
-            model: withdrawal.model.clone(),
-            rollout,
-            generation: withdrawal.generation,
-            withdrawn: withdrawal.withdrawn.version,
-            serving: withdrawal.serving.map(|v| v.version),
-            cause: rollback.cause.clone(),
-            decided_at: rollback.decided_at,
-            receipts: receipt_counts(&propagation),
-            propagation_ms: PropagationMs {
-                p50: propagation.p50_ms,
-                p99: propagation.p99_ms,
-                max: propagation.max_ms,
-            },
-            last_node: propagation.last_node.clone(),
-            settled: rollback.propagation.is_some(),
-            nodes: rollback_nodes(&propagation, &until),
-        })
     }
 }
 
@@ -147,65 +98,4 @@ fn last_recorded_verdict(rollout: &Rollout) -> Option<rollcall_shared::verdict::
             | Step::Approved { .. }
             | Step::Settled => None,
         })
-}
-
-/// When each node that has not answered is fenced.
-fn fences(receipts: &Receipts) -> BTreeMap<NodeId, Timestamp> {
-    let answers = receipts.answers().iter();
-    answers
-        .filter_map(|(node, answer)| match answer {
-            Answer::Pending { fenced_at } => Some((node.clone(), (*fenced_at)?)),
-            Answer::Receipt { .. } => None,
-        })
-        .collect()
-}
-
-fn receipt_counts(propagation: &Propagation) -> ReceiptCounts {
-    let fenced: Vec<FencedNode> = propagation
-        .fenced
-        .iter()
-        .map(|(node, at)| FencedNode {
-            node: node.clone(),
-            at: *at,
-        })
-        .collect();
-    let silent: Vec<NodeId> = propagation.silent.iter().cloned().collect();
-    ReceiptCounts {
-        expected: propagation.received + (fenced.len() + silent.len()) as u64,
-        received: propagation.received,
-        fenced,
-        silent,
-    }
-}
-
-fn rollback_nodes(
-    propagation: &Propagation,
-    until: &BTreeMap<NodeId, Timestamp>,
-) -> Vec<RollbackNode> {
-    let node = |node: &NodeId, state, after_ms, until| RollbackNode {
-        node: node.clone(),
-        state,
-        after_ms,
-        until,
-    };
-    let answered = propagation
-        .receipts_ms
-        .iter()
-        .map(|(name, after)| node(name, RollbackNodeState::Receipt, Some(*after), None));
-    let fenced = propagation
-        .fenced
-        .iter()
-        .map(|(name, at)| node(name, RollbackNodeState::Fenced, None, Some(*at)));
-    let silent = propagation.silent.iter().map(|name| {
-        let until = until.get(name).copied();
-        let state = if until.is_some() {
-            RollbackNodeState::Waiting
-        } else {
-            RollbackNodeState::Silent
-        };
-        node(name, state, None, until)
-    });
-    let mut nodes: Vec<RollbackNode> = answered.chain(fenced).chain(silent).collect();
-    nodes.sort_by(|a, b| a.node.cmp(&b.node));
-    nodes
 }

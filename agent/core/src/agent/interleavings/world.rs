@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rollcall_shared::assignment::{CandidateMode, VersionRef};
+use rollcall_shared::assignment::{CandidateMode, VersionRef, Withdrawal};
 use rollcall_shared::ids::Generation;
 use rollcall_shared::report::AgentEvent;
 use rollcall_shared::time::Timestamp;
-use rollcall_shared::wire::{FromAgent, HeartbeatAnswer, Welcome};
+use rollcall_shared::wire::{FromAgent, HeartbeatAnswer, Rehearsal, Rehearsed, Welcome};
 
 use super::coordinator::Coordinator;
 use super::machine::Machine;
-use crate::agent::fixtures::{LEASE_SECONDS, model};
+use crate::agent::fixtures::{LEASE_SECONDS, model, rehearse_and_compare};
 use crate::agent::{Agent, AgentIdentity};
 use crate::effect::{DurableState, Effect};
 use crate::input::{Input, PrepareFailure};
@@ -38,6 +38,7 @@ pub(super) struct World {
     /// Answers to this process, deliverable at any time.
     answers: Vec<HeartbeatAnswer>,
     welcome: Option<Welcome>,
+    rehearsals: u64,
 }
 
 impl World {
@@ -54,6 +55,7 @@ impl World {
             coordinator: Coordinator::new(),
             answers: vec![],
             welcome: None,
+            rehearsals: 0,
         };
         world.execute(effects, false);
         world
@@ -201,6 +203,10 @@ impl World {
             .and_then(|r| r.candidate.as_ref());
         self.seen.withdrawn_while_routed |=
             candidate.is_some_and(|c| withdrawals.iter().any(|w| w.rollout == c.rollout));
+        let rehearsed = match &input {
+            Input::Withdraw(withdrawal) => self.rehearse(withdrawal),
+            _ => None,
+        };
         let safe_direction = !withdrawals.is_empty();
         self.machine.told.extend(withdrawals);
         let mut effects = self.agent.handle(input, self.now);
@@ -211,7 +217,32 @@ impl World {
         self.execute(effects, safe_direction);
         if crash_after.is_some() {
             self.restart();
+        } else if let Some(rehearsed) = rehearsed {
+            self.check_rehearsal(&rehearsed);
         }
+    }
+
+    /// What the agent says that a withdrawal would come to; it must change nothing.
+    fn rehearse(&mut self, as_if: &Withdrawal) -> Option<Rehearsed> {
+        self.rehearsals += 1;
+        let input = Input::Rehearse(Rehearsal {
+            rehearsal: self.rehearsals,
+            as_if: as_if.clone(),
+        });
+        let mut effects = rehearse_and_compare(&mut self.agent, input, self.now);
+        match (effects.pop(), effects.is_empty()) {
+            (Some(Effect::Send(FromAgent::Rehearsed(rehearsed))), true) => Some(rehearsed),
+            other => panic!("a rehearsal gave {other:?}"),
+        }
+    }
+
+    /// The withdrawal came to what the rehearsal had said.
+    fn check_rehearsal(&self, rehearsed: &Rehearsed) {
+        let route = self.machine.route.as_ref().unwrap();
+        assert_eq!(route.stable, rehearsed.serving);
+        let held = self.machine.disk.assignments[&model()].generation;
+        let receipted = route.generation == held;
+        assert_eq!(receipted, rehearsed.missing.is_none(), "{rehearsed:?}");
     }
 
     fn execute(&mut self, effects: Vec<Effect>, safe_direction: bool) {
@@ -273,6 +304,7 @@ impl World {
             FromAgent::Hello(_)
             | FromAgent::Heartbeat(_)
             | FromAgent::Readiness(_)
+            | FromAgent::Rehearsed(_)
             | FromAgent::Event(_) => {}
         }
     }

@@ -20,7 +20,7 @@ fn an_agent_hands_back_a_lost_withdrawal() {
     let mut world = World::in_shadow(1);
     let journal = world.journal.clone();
     let effects = world.rollback();
-    let Effect::Broadcast(lost) = &effects[0] else {
+    let Effect::Broadcast(Urgent::Withdraw(lost)) = &effects[0] else {
         panic!("{effects:?}");
     };
     // Killed between the broadcast and the append.
@@ -37,7 +37,10 @@ fn an_agent_hands_back_a_lost_withdrawal() {
         panic!("{effects:?}");
     };
     assert_eq!(withdrawals, &vec![lost.clone()]);
-    assert_eq!(effects[0], Effect::Broadcast(withdrawal.clone()));
+    assert_eq!(
+        effects[0],
+        Effect::Broadcast(Urgent::Withdraw(withdrawal.clone()))
+    );
     assert_eq!(withdrawal.rollout, lost.rollout);
     assert!(withdrawal.generation > lost.generation);
     assert_eq!(cause, &Cause::Adopted { node: node(1) });
@@ -58,7 +61,7 @@ fn an_agent_hands_back_a_lost_withdrawal() {
 fn an_agent_that_hands_back_a_known_withdrawal_teaches_nothing() {
     let mut world = World::in_shadow(2);
     let effects = world.rollback();
-    let Effect::Broadcast(known) = &effects[0] else {
+    let Effect::Broadcast(Urgent::Withdraw(known)) = &effects[0] else {
         panic!("{effects:?}");
     };
     let mut hello = hello();
@@ -75,7 +78,7 @@ fn a_restored_old_backup_never_reuses_generations_or_rollout_ids() {
     world.start(CANARY);
     world.everybody_ready(1, 2);
     let effects = world.rollback();
-    let Effect::Broadcast(lost) = &effects[0] else {
+    let Effect::Broadcast(Urgent::Withdraw(lost)) = &effects[0] else {
         panic!("{effects:?}");
     };
     let running = world.start(&CANARY.replace("2.0.0", "3.0.0"));
@@ -108,7 +111,7 @@ fn an_adopted_withdrawal_takes_a_stable_version_away() {
     let mut world = World::promoted(1);
     let backup = world.journal.clone();
     let effects = world.rollback();
-    let Effect::Broadcast(lost) = &effects[0] else {
+    let Effect::Broadcast(Urgent::Withdraw(lost)) = &effects[0] else {
         panic!("{effects:?}");
     };
     assert_eq!(lost.serving, Some(version(1)));
