@@ -30,11 +30,56 @@ struct Inner {
     withdrawals: Counter,
     last_receipt: Histogram,
     fenced: Counter,
+    handshakes: Family<OutcomeLabel, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+/// What became of someone who came to the agents' door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// Came in.
+    Admitted,
+    /// Was asked to prove its address first, because many wait.
+    Retried,
+    /// Was sent away before any work, because too many wait; comes back with jitter.
+    Refused,
+    /// Waited longer than it would itself: nobody is there any more.
+    Stale,
+    /// Did not finish, or was not wanted.
+    Failed,
+    /// Connects too often.
+    Throttled,
+}
+
+impl Handshake {
+    const ALL: [Self; 6] = [
+        Self::Admitted,
+        Self::Retried,
+        Self::Refused,
+        Self::Stale,
+        Self::Failed,
+        Self::Throttled,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Retried => "retried",
+            Self::Refused => "refused",
+            Self::Stale => "stale",
+            Self::Failed => "failed",
+            Self::Throttled => "throttled",
+        }
+    }
 }
 
 /// Seconds: 1 ms to a little over a minute, doubling.
@@ -56,6 +101,11 @@ impl Default for Metrics {
         let withdrawals = Counter::default();
         let last_receipt = Histogram::new(buckets);
         let fenced = Counter::default();
+        let handshakes = Family::<OutcomeLabel, Counter>::default();
+        for outcome in Handshake::ALL.map(Handshake::name) {
+            // Seen at zero, too.
+            let _ = handshakes.get_or_create(&OutcomeLabel { outcome });
+        }
         registry.register(
             "agents_connected",
             "Agents connected now",
@@ -84,6 +134,11 @@ impl Default for Metrics {
             "Nodes that a lease fenced before they answered a rollback",
             fenced.clone(),
         );
+        registry.register(
+            "handshakes",
+            "Connections that came to the agents' door, by what became of them",
+            handshakes.clone(),
+        );
         Self(Arc::new(Inner {
             registry,
             connected,
@@ -94,11 +149,21 @@ impl Default for Metrics {
             withdrawals,
             last_receipt,
             fenced,
+            handshakes,
         }))
     }
 }
 
 impl Metrics {
+    /// Counts someone who came to the agents' door.
+    pub fn observe_handshake(&self, outcome: Handshake) {
+        let outcome = outcome.name();
+        self.0
+            .handshakes
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+    }
+
     /// Counts what passes into the journal.
     pub fn observe_records(&self, records: &[Record]) {
         for record in records {

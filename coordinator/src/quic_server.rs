@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 
 use crate::artifacts::ArtifactStore;
 use crate::driver::CoreHandle;
+use crate::metrics::{Handshake, Metrics};
 use enrolment::Enrolment;
 use outbox::Agents;
 
@@ -58,6 +59,8 @@ pub struct Context {
     pub enrolment: Enrolment,
     /// Who gets past the handshake.
     pub admission: Admission,
+    /// Counts who comes.
+    pub metrics: Metrics,
     enrolments: Semaphore,
     connections: AtomicU64,
 }
@@ -72,6 +75,7 @@ impl Context {
         artifact_streams_max: usize,
         enrolment: Enrolment,
         admission: Admission,
+        metrics: Metrics,
     ) -> Self {
         Self {
             core,
@@ -80,6 +84,7 @@ impl Context {
             artifact_streams: Semaphore::new(artifact_streams_max),
             enrolment,
             admission,
+            metrics,
             enrolments: Semaphore::new(ENROLMENTS_MAX),
             connections: AtomicU64::new(0),
         }
@@ -95,6 +100,7 @@ pub async fn serve(endpoint: Endpoint, context: Arc<Context>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     while let Some(incoming) = endpoint.accept().await {
         if context.agents.count() >= AGENTS_MAX {
+            context.metrics.observe_handshake(Handshake::Refused);
             incoming.refuse();
             continue;
         }
@@ -137,8 +143,12 @@ pub async fn serve(endpoint: Endpoint, context: Arc<Context>) {
 async fn admit(incoming: Incoming, context: &Context) -> Option<Admitted> {
     let from = incoming.remote_address();
     match context.admission.admit(incoming).await {
-        Ok(admitted) => Some(admitted),
+        Ok(admitted) => {
+            context.metrics.observe_handshake(Handshake::Admitted);
+            Some(admitted)
+        }
         Err(error) => {
+            context.metrics.observe_handshake(Handshake::Failed);
             tracing::info!(%from, %error, "a connection was not let in");
             None
         }

@@ -218,6 +218,7 @@ impl Assembled {
             config.artifact_streams_max,
             Enrolment::new(keys.ca, keys.registry.public()),
             Admission::new(config.fleet.clone(), RevokedCertificates::default()),
+            metrics.clone(),
         );
         let api = Api {
             core: core.clone(),

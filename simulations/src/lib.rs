@@ -13,6 +13,7 @@
 //! | [`multicall`], [`cluster`], [`relay`], [`traffic`] | real processes, links that can be cut, and clients |
 //! | [`demo`] | the whole story on one machine |
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
+//! | [`storm`] | how fast a fleet is back after its coordinator was killed |
 
 pub mod checkers;
 pub mod clock;
@@ -27,6 +28,7 @@ pub mod network;
 pub mod relay;
 pub mod schedule;
 pub mod seed;
+pub mod storm;
 pub mod trace;
 pub mod traffic;
 pub mod workload;

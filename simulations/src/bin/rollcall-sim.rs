@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::{Knob, Sabotage, Setup};
-use rollcall_simulations::{fleet, multicall, world};
+use rollcall_simulations::{fleet, multicall, storm, world};
 
 /// Simulates a whole fleet.
 #[derive(Parser)]
@@ -63,6 +63,8 @@ enum Command {
         #[arg(short, long, default_value = "table")]
         output: Output,
     },
+    /// Kill the coordinator under a whole fleet and measure how it comes back
+    Storm(storm::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -108,6 +110,7 @@ fn main() -> anyhow::Result<ExitCode> {
             run,
             output,
         } => explore_seeds(seeds, from, &run, output),
+        Command::Storm(arguments) => storm::main(&arguments),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
         Command::Fleet {
             agents,

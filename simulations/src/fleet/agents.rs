@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rand::RngExt;
-use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore};
+use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore, SwapObserver};
 use rollcall_agent::link::{LinkConfig, link};
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
@@ -34,22 +35,25 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// UDP sockets that the agents share.
-const ENDPOINTS: usize = 8;
+pub(crate) const ENDPOINTS: usize = 8;
 /// Between two looks at all agents.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the fleet may take for one step.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An agent's way into the fleet.
-pub(super) struct Credentials {
-    identity: Identity,
-    ca: CaCertificate,
+pub(crate) struct Credentials {
+    pub(crate) identity: Identity,
+    pub(crate) ca: CaCertificate,
 }
+
+/// Makes the observer of one node's routes.
+pub(crate) type Observers<'a> = &'a (dyn Fn(usize) -> SwapObserver + Sync);
 
 /// Makes identities for `count` nodes with the fleet's CA and writes their enrolment
 /// into the journal of a coordinator that does not run: what a thousand `enroll`s
 /// would do, without the wait.
-pub(super) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>> {
+pub(crate) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>> {
     let read = |name: &str| {
         let path = coordinator.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
@@ -118,7 +122,7 @@ impl Chain {
 
 /// What an agent's route shows from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     /// The coordinator let it in.
     Connected,
     /// This version answers alone.
@@ -209,17 +213,20 @@ impl StateStore for MemoryDisk {
 }
 
 /// Running agents; dropping them ends them.
-pub(super) struct Agents {
+pub(crate) struct Agents {
     board: Arc<Board>,
     connected: Vec<rollcall_agent::link::LinkHandle>,
+    delays: Arc<AtomicU64>,
+    clock: Clock,
     _stop: DropGuard,
 }
 
 impl Agents {
     /// Starts one agent for each of `credentials`.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         credentials: Vec<Credentials>,
         coordinator: SocketAddr,
+        observers: Option<Observers<'_>>,
     ) -> Result<Self> {
         let endpoints = (0..ENDPOINTS)
             .map(|_| agent_endpoint(SocketAddr::from(([127, 0, 0, 1], 0))))
@@ -228,13 +235,18 @@ impl Agents {
         let nodes = Mutex::new(vec![NodeState::default(); credentials.len()]);
         let board = Arc::new(Board { nodes });
         let stop = CancellationToken::new();
+        let delays = Arc::new(AtomicU64::new(0));
         let mut connected = Vec::with_capacity(credentials.len());
         for (index, Credentials { identity, ca }) in credentials.into_iter().enumerate() {
+            let counted = Arc::clone(&delays);
             let config = LinkConfig {
                 endpoint: endpoints[index % ENDPOINTS].clone(),
                 client: agent_config(&identity, &ca)?,
                 coordinators: vec![coordinator.to_string()],
-                random: Box::new(|| rand::make_rng::<rand::rngs::StdRng>().random()),
+                random: Box::new(move || {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    rand::make_rng::<rand::rngs::StdRng>().random()
+                }),
             };
             let (link, handle, link_events) = link(config);
             connected.push(handle.clone());
@@ -257,7 +269,7 @@ impl Agents {
                     board: Arc::clone(&board),
                     clock,
                 }),
-                on_swap: None,
+                on_swap: observers.map(|observe| observe(index)),
                 on_change: None,
             };
             tokio::spawn(link.run(stop.clone()));
@@ -270,12 +282,24 @@ impl Agents {
         Ok(Self {
             board,
             connected,
+            delays,
+            clock,
             _stop: stop.drop_guard(),
         })
     }
 
+    /// The clock of all routes.
+    pub(crate) const fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// How often any of them has waited before it dialled again.
+    pub(crate) fn delays(&self) -> u64 {
+        self.delays.load(Ordering::Relaxed)
+    }
+
     /// Waits until `count` agents show what is asked for.
-    pub(super) async fn until(&self, count: u32, seen: Seen) -> Result<()> {
+    pub(crate) async fn until(&self, count: u32, seen: Seen) -> Result<()> {
         let count = count as usize;
         let wait = async {
             loop {
@@ -301,7 +325,7 @@ impl Agents {
     }
 
     /// When each agent's route changed last.
-    pub(super) fn swapped_at(&self) -> Vec<Timestamp> {
+    pub(crate) fn swapped_at(&self) -> Vec<Timestamp> {
         let nodes = self
             .board
             .nodes
