@@ -253,7 +253,7 @@ impl Storm<'_> {
     }
 }
 
-/// Half of all requests for an hour, under a short lease.
+/// A shadow of no length, then half of all requests for an hour, under a short lease.
 fn start_canary(cluster: &Cluster, dir: &Path, version: &str) -> Result<()> {
     let plan = dir.join("canary.toml");
     std::fs::write(
@@ -261,6 +261,7 @@ fn start_canary(cluster: &Cluster, dir: &Path, version: &str) -> Result<()> {
         format!(
             "model = \"{MODEL}\"\ncandidate = \"{version}\"\nstrategy = \"canary\"\nlease = \"{}s\"\n\
              [policy]\ncheck_every = \"100ms\"\n\
+             [[stage]]\nname = \"shadow\"\nmode = \"shadow\"\n\
              [[stage]]\nname = \"half\"\nmode = \"canary\"\nby = \"request\"\nshare_percent = 50\nhold = \"1h\"\n\
              [[stage]]\nname = \"full\"\nmode = \"full\"\n",
             LEASE.as_secs()

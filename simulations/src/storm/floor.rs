@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rollcall_coordinator::config::Config;
 use rollcall_transport::ca::CaCertificate;
+use rollcall_transport::close::{CloseCode, close};
 use rollcall_transport::endpoint::{agent_config, agent_endpoint, connect, coordinator_endpoint};
 use rollcall_transport::identity::Identity;
 use tokio::sync::Semaphore;
@@ -53,7 +54,8 @@ impl BareDoor {
     }
 }
 
-/// How long `credentials.len()` handshakes take, the connections kept.
+/// How long `credentials.len()` handshakes take. Each connection is closed when it stands,
+/// or keep-alives would take part.
 ///
 /// # Errors
 /// When one of them fails.
@@ -78,14 +80,13 @@ pub(super) async fn measure(
         let endpoint = endpoints[index % ENDPOINTS].clone();
         let address = door.address;
         dialling.spawn(async move {
-            let connection = connect(&endpoint, client, address).await;
+            let connected = connect(&endpoint, client, address).await;
             drop(slot);
-            connection
+            connected.map(|connection| close(&connection, CloseCode::Normal, ""))
         });
     }
-    let mut kept = Vec::with_capacity(credentials.len());
-    while let Some(connection) = dialling.join_next().await {
-        kept.push(connection??);
+    while let Some(connected) = dialling.join_next().await {
+        connected??;
     }
     Ok(began.elapsed())
 }
