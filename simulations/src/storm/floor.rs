@@ -77,7 +77,7 @@ pub(super) async fn measure(
     let began = tokio::time::Instant::now();
     for (index, client) in clients.into_iter().enumerate() {
         let slot = Arc::clone(&slots).acquire_owned().await?;
-        let endpoint = endpoints[index % ENDPOINTS].clone();
+        let endpoint = endpoints[index % ENDPOINTS].quic.clone();
         let address = door.address;
         dialling.spawn(async move {
             let connected = connect(&endpoint, client, address).await;
@@ -116,7 +116,7 @@ fn take_connections(config: &std::path::Path) -> Result<()> {
     let ca = CaCertificate::from_pem(&read(layout.ca_certificate())?)?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        let endpoint = coordinator_endpoint(socket, &identity, &ca)?;
+        let (endpoint, _) = coordinator_endpoint(socket, &identity, &ca)?;
         println!("{}", endpoint.local_addr()?);
         while let Some(incoming) = endpoint.accept().await {
             tokio::spawn(async move {
