@@ -21,6 +21,7 @@ use rollcall_transport::identity::peer_certificate;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::artifact::SendError;
 use super::outbox::{Outbox, write_out};
 use super::rate::{Datagram, DatagramRate, MessageRate};
 use super::{Context, artifact, public_key};
@@ -37,6 +38,9 @@ const CONTROL_BYTES_MAX: usize = 64 << 10;
 
 /// A report of all series with full histograms takes less.
 const REPORT_BYTES_MAX: usize = 1 << 20;
+
+/// Artifact streams that an agent may let stall on one connection: as many as it may have open.
+const STALLS_MAX: u32 = rollcall_transport::endpoint::ARTIFACT_STREAMS_MAX;
 
 /// What an ended session says of its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ enum SessionError {
     Protocol(String),
     #[error("it sends datagrams faster than anybody could need")]
     Flood,
+    #[error("it asks for files and does not take them")]
+    Stalls,
     #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error(transparent)]
@@ -90,7 +96,7 @@ pub async fn serve(connection: Connection, node: NodeId, context: &Arc<Context>)
         SessionError::NoHello | SessionError::Protocol(_) => CloseCode::ProtocolError,
         SessionError::Channel(ChannelError::Closed(_)) => CloseCode::Normal,
         SessionError::Channel(_) => CloseCode::ProtocolError,
-        SessionError::Flood => CloseCode::Slow,
+        SessionError::Flood | SessionError::Stalls => CloseCode::Slow,
         SessionError::Gone(_) => CloseCode::Shutdown,
     };
     tracing::info!(%node, connection = id.0, %error, "agent gone");
@@ -296,18 +302,26 @@ impl Session<'_> {
     /// QUIC bounds how many of these streams an agent may have open.
     async fn serve_artifacts(&self) -> Result<(), SessionError> {
         let mut running = JoinSet::new();
+        let mut stalls = 0;
         loop {
             tokio::select! {
                 stream = self.connection.accept_bi() => {
                     let (send, receive) = stream.map_err(Closed::from)?;
                     let (context, node) = (Arc::clone(self.context), self.node.clone());
                     running.spawn(async move {
-                        if let Err(error) = artifact::serve(send, receive, &context).await {
+                        let sent = artifact::serve(send, receive, &context).await;
+                        if let Err(error) = &sent {
                             tracing::debug!(%node, %error, "a file was not sent to its end");
                         }
+                        sent
                     });
                 }
-                Some(_) = running.join_next() => {}
+                Some(sent) = running.join_next() => {
+                    stalls += u32::from(matches!(sent, Ok(Err(SendError::Stalled(_)))));
+                    if stalls >= STALLS_MAX {
+                        return Err(SessionError::Stalls);
+                    }
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::{Knob, Sabotage, Setup};
-use rollcall_simulations::{fleet, multicall, storm, world};
+use rollcall_simulations::{fleet, hostile, multicall, storm, world};
 
 /// Simulates a whole fleet.
 #[derive(Parser)]
@@ -65,6 +65,8 @@ enum Command {
     },
     /// Kill the coordinator under a whole fleet and measure how it comes back
     Storm(storm::Arguments),
+    /// Measure how fast a rollback spreads among bad neighbours
+    Hostile(hostile::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -110,6 +112,7 @@ fn main() -> anyhow::Result<ExitCode> {
             run,
             output,
         } => explore_seeds(seeds, from, &run, output),
+        Command::Hostile(arguments) => hostile::main(&arguments),
         Command::Storm(arguments) => storm::main(&arguments),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
         Command::Fleet {

@@ -47,6 +47,17 @@ pub(crate) struct Credentials {
     pub(crate) ca: CaCertificate,
 }
 
+impl Credentials {
+    /// A copy.
+    pub(crate) fn again(&self) -> Result<Self> {
+        let (chain, key) = (self.identity.chain_pem(), self.identity.key_pem());
+        Ok(Self {
+            identity: Identity::from_pem(chain, key)?,
+            ca: self.ca.clone(),
+        })
+    }
+}
+
 /// Makes the observer of one node's routes.
 pub(crate) type Observers<'a> = &'a (dyn Fn(usize) -> SwapObserver + Sync);
 
