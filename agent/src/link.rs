@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use beside_quic::BesideQuic;
+use session::End;
 
 /// Inputs that wait for the driver. When full the link stops reading, and QUIC's flow
 /// control holds the coordinator back until it gives the connection up as slow.
@@ -226,7 +227,7 @@ impl Link {
         self.cadence.send_replace(None);
         tracing::warn!(reason = %end, "disconnected; serving goes on");
         close(&connection, end.close_code(), &end.to_string());
-        if welcomed {
+        if welcomed && !was_sent_away(&end) {
             backoff.reset();
         }
         let gone = LinkEvent {
@@ -237,6 +238,23 @@ impl Link {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// Whether the coordinator ended it because of something that an immediate return would
+/// repeat: two processes with one identity, say, would supersede each other for ever.
+const fn was_sent_away(end: &End) -> bool {
+    match end {
+        End::Channel(ChannelError::Closed(Closed::ByPeer { code, .. })) => match code {
+            CloseCode::Normal | CloseCode::Shutdown => false,
+            CloseCode::ProtocolError
+            | CloseCode::Revoked
+            | CloseCode::Superseded
+            | CloseCode::Slow
+            | CloseCode::Refused => true,
+        },
+        End::Refused(_) => true,
+        End::Channel(_) | End::Finished | End::Reset | End::Stopped => false,
     }
 }
 

@@ -35,6 +35,7 @@ struct Inner {
     last_receipt: Histogram,
     fenced: Counter,
     by_model: ByModel,
+    handshakes: Family<OutcomeLabel, Counter>,
 }
 
 /// What the rollbacks of each model came to. Only read from the core at a scrape.
@@ -112,6 +113,50 @@ impl ByModel {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+/// What became of someone who came to the agents' door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// Came in.
+    Admitted,
+    /// Was asked to prove its address first, because many wait.
+    Retried,
+    /// Was sent away before any work, because too many wait; comes back with jitter.
+    Refused,
+    /// Waited longer than it would itself: nobody is there any more.
+    Stale,
+    /// Did not finish, or was not wanted.
+    Failed,
+    /// Connects too often.
+    Throttled,
+}
+
+impl Handshake {
+    const ALL: [Self; 6] = [
+        Self::Admitted,
+        Self::Retried,
+        Self::Refused,
+        Self::Stale,
+        Self::Failed,
+        Self::Throttled,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Retried => "retried",
+            Self::Refused => "refused",
+            Self::Stale => "stale",
+            Self::Failed => "failed",
+            Self::Throttled => "throttled",
+        }
+    }
+}
+
 /// Seconds: 1 ms to a little over a minute, doubling.
 const PROPAGATION_BUCKETS: u16 = 17;
 
@@ -131,6 +176,11 @@ impl Default for Metrics {
         let withdrawals = Counter::default();
         let last_receipt = Histogram::new(buckets);
         let fenced = Counter::default();
+        let handshakes = Family::<OutcomeLabel, Counter>::default();
+        for outcome in Handshake::ALL.map(Handshake::name) {
+            // Seen at zero, too.
+            let _ = handshakes.get_or_create(&OutcomeLabel { outcome });
+        }
         registry.register(
             "agents_connected",
             "Agents connected now",
@@ -161,6 +211,11 @@ impl Default for Metrics {
         );
         let by_model = ByModel::default();
         by_model.register(&mut registry);
+        registry.register(
+            "handshakes",
+            "Connections that came to the agents' door, by what became of them",
+            handshakes.clone(),
+        );
         Self(Arc::new(Inner {
             registry,
             connected,
@@ -172,11 +227,21 @@ impl Default for Metrics {
             last_receipt,
             fenced,
             by_model,
+            handshakes,
         }))
     }
 }
 
 impl Metrics {
+    /// Counts someone who came to the agents' door.
+    pub fn observe_handshake(&self, outcome: Handshake) {
+        let outcome = outcome.name();
+        self.0
+            .handshakes
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+    }
+
     /// Counts what passes into the journal.
     pub fn observe_records(&self, records: &[Record]) {
         for record in records {

@@ -7,12 +7,15 @@
 //! | --- | --- |
 //! | [`outbox`] | what waits to be written to agents |
 //! | [`push`] | a withdrawal's way to everyone |
+//! | `door`, `comings` | who shakes hands now, who waits, who is sent away; who comes too often |
 //! | [`session`] | one agent's connection from `Hello` to its end |
 //! | [`artifact`] | files for agents |
 //! | [`enrolment`] | a node's first certificate |
 //! | [`public_key`] | how nodes are recognised |
 
 pub mod artifact;
+mod comings;
+mod door;
 pub mod enrolment;
 pub mod outbox;
 pub mod public_key;
@@ -23,8 +26,8 @@ pub mod session;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quinn::{Endpoint, Incoming};
-use rollcall_shared::ids::ConnectionId;
+use quinn::{Connection, Endpoint, Incoming};
+use rollcall_shared::ids::{ConnectionId, NodeId};
 use rollcall_transport::admission::{Admission, Admitted};
 use rollcall_transport::beacon::Beacons;
 use rollcall_transport::close::{CloseCode, close};
@@ -32,18 +35,15 @@ use tokio::sync::Semaphore;
 
 use crate::artifacts::ArtifactStore;
 use crate::driver::CoreHandle;
+use crate::metrics::{Handshake, Metrics};
+use comings::Comings;
+use door::Door;
 use enrolment::Enrolment;
 use outbox::Agents;
-
-/// Handshakes at the same time. Each costs a signature; more wait in quinn, which
-/// refuses beyond its own bound.
-const HANDSHAKES_MAX: usize = 512;
+use session::Ending;
 
 /// Enrolments at the same time. Anybody can begin one, so more are turned away.
 const ENROLMENTS_MAX: usize = 256;
-
-/// Connections of agents. More are refused, and come back with jitter.
-const AGENTS_MAX: usize = 20_000;
 
 /// What every connection needs.
 pub struct Context {
@@ -61,6 +61,9 @@ pub struct Context {
     pub admission: Admission,
     /// Where answers to pushes come in.
     pub beacons: Beacons,
+    /// Counts who comes.
+    pub metrics: Metrics,
+    comings: Comings,
     enrolments: Semaphore,
     connections: AtomicU64,
 }
@@ -76,6 +79,7 @@ impl Context {
         enrolment: Enrolment,
         admission: Admission,
         beacons: Beacons,
+        metrics: Metrics,
     ) -> Self {
         Self {
             core,
@@ -85,6 +89,8 @@ impl Context {
             enrolment,
             admission,
             beacons,
+            metrics,
+            comings: Comings::default(),
             enrolments: Semaphore::new(ENROLMENTS_MAX),
             connections: AtomicU64::new(0),
         }
@@ -97,15 +103,8 @@ impl Context {
 
 /// Takes connections until the endpoint is closed.
 pub async fn serve(endpoint: Endpoint, context: Arc<Context>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    while let Some(incoming) = endpoint.accept().await {
-        if context.agents.count() >= AGENTS_MAX {
-            incoming.refuse();
-            continue;
-        }
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-            return;
-        };
+    let mut door = Door::new(endpoint);
+    while let Some((incoming, permit)) = door.next(&context).await {
         let context = Arc::clone(&context);
         tokio::spawn(async move {
             let admitted = admit(incoming, &context).await;
@@ -113,26 +112,11 @@ pub async fn serve(endpoint: Endpoint, context: Arc<Context>) {
             match admitted {
                 Some(Admitted::Agent {
                     connection, node, ..
-                }) => {
-                    session::serve(connection, node, &context).await;
-                }
+                }) => serve_agent(connection, node, &context).await,
                 Some(Admitted::Enrolment {
                     connection,
                     renewing,
-                }) => {
-                    let Ok(_permit) = context.enrolments.try_acquire() else {
-                        close(
-                            &connection,
-                            CloseCode::Slow,
-                            "too many enrolments; try again",
-                        );
-                        return;
-                    };
-                    context
-                        .enrolment
-                        .serve(&connection, renewing, &context.core)
-                        .await;
-                }
+                }) => enroll(&connection, renewing, &context).await,
                 None => {}
             }
         });
@@ -144,8 +128,38 @@ async fn admit(incoming: Incoming, context: &Context) -> Option<Admitted> {
     match context.admission.admit(incoming).await {
         Ok(admitted) => Some(admitted),
         Err(error) => {
+            context.metrics.observe_handshake(Handshake::Failed);
             tracing::info!(%from, %error, "a connection was not let in");
             None
         }
     }
+}
+
+async fn serve_agent(connection: Connection, node: NodeId, context: &Arc<Context>) {
+    let (from, clock) = (connection.remote_address(), context.core.clock());
+    if let Err(wait) = context.comings.came(&node, from.ip(), clock.now()) {
+        context.metrics.observe_handshake(Handshake::Throttled);
+        tracing::warn!(%node, %from, ?wait, "it connects too often and was sent away");
+        let reason = format!("this node connects too often; come back in {wait:.0?}");
+        close(&connection, CloseCode::Slow, &reason);
+        return;
+    }
+    context.metrics.observe_handshake(Handshake::Admitted);
+    if session::serve(connection, node.clone(), context).await == Ending::Offence {
+        context.comings.offended(&node, clock.now());
+    }
+}
+
+async fn enroll(connection: &Connection, renewing: Option<NodeId>, context: &Context) {
+    context.metrics.observe_handshake(Handshake::Admitted);
+    let Ok(_permit) = context.enrolments.try_acquire() else {
+        close(
+            connection,
+            CloseCode::Slow,
+            "too many enrolments; try again",
+        );
+        return;
+    };
+    let enrolling = context.enrolment.serve(connection, renewing, &context.core);
+    enrolling.await;
 }

@@ -220,6 +220,7 @@ impl Assembled {
             Enrolment::new(keys.ca, keys.registry.public()),
             Admission::new(config.fleet.clone(), RevokedCertificates::default()),
             endpoint.beacons,
+            metrics.clone(),
         );
         let api = Api {
             core: core.clone(),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rollcall_coordinator::cli::client::Client;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -296,6 +297,16 @@ impl Cluster {
                 == agents)
         })
         .await
+    }
+
+    /// The admin's client, for answers that no command waits for.
+    ///
+    /// # Errors
+    /// When the CA's certificate cannot be read.
+    pub fn client(&self) -> Result<Client> {
+        let ca = std::fs::read_to_string(self.coordinator_dir().join("ca.pem"))?;
+        let url = format!("https://{}", self.https);
+        Client::new(&url, &self.admin_token, Some(&ca)).context("no client")
     }
 
     /// Runs `rollcall ARGUMENTS... -o json` as the operator and reads its answer.

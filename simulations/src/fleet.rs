@@ -9,8 +9,8 @@
 //!
 //! Both ends share this machine's cores, so the figures are upper bounds.
 
-mod agents;
-mod figures;
+pub(crate) mod agents;
+pub(crate) mod figures;
 pub mod versus;
 
 use std::path::Path;
@@ -29,8 +29,8 @@ pub use figures::Figures;
 use figures::Round;
 
 /// The model that the rounds roll back.
-const MODEL: &str = "digits";
-const STABLE: &str = "1.0.0";
+pub(crate) const MODEL: &str = "digits";
+pub(crate) const STABLE: &str = "1.0.0";
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
     };
     progress.set_message("connecting");
     let connecting = tokio::time::Instant::from_std(now());
-    let agents = Agents::start(identities, target).await?;
+    let agents = Agents::start(identities, target, None).await?;
     agents.until(options.agents, Seen::Connected).await?;
     let handshakes_per_s = f64::from(options.agents) / connecting.elapsed().as_secs_f64();
     let connected_bytes = figures::resident_bytes(server)?;
@@ -101,7 +101,7 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-fn push(cluster: &Cluster, version: &str) -> Result<()> {
+pub(crate) fn push(cluster: &Cluster, version: &str) -> Result<()> {
     let model =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/digits/1.0.0/model.onnx");
     let path = model.to_str().context("the checkout's path is not UTF-8")?;
@@ -117,7 +117,7 @@ fn push(cluster: &Cluster, version: &str) -> Result<()> {
     Ok(())
 }
 
-fn start(cluster: &Cluster, dir: &Path, version: &str, watch: &str) -> Result<()> {
+pub(crate) fn start(cluster: &Cluster, dir: &Path, version: &str, watch: &str) -> Result<()> {
     let plan = dir.join("plan.toml");
     std::fs::write(
         &plan,

@@ -13,6 +13,8 @@
 //! | [`multicall`], [`cluster`], [`relay`], [`traffic`] | real processes, links that can be cut, and clients |
 //! | [`demo`] | the whole story on one machine |
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
+//! | [`hostile`] | the same with bad neighbours |
+//! | [`storm`] | how fast a fleet is back after its coordinator was killed |
 
 pub mod checkers;
 pub mod clock;
@@ -22,11 +24,13 @@ pub mod disk;
 pub mod explore;
 pub mod faults;
 pub mod fleet;
+pub mod hostile;
 pub mod multicall;
 pub mod network;
 pub mod relay;
 pub mod schedule;
 pub mod seed;
+pub mod storm;
 pub mod trace;
 pub mod traffic;
 pub mod workload;

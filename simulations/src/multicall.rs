@@ -6,6 +6,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
+/// A door behind which nothing is: see [`crate::storm`].
+pub(crate) const BARE_DOOR: &str = "bare-door";
+
 /// An executable whose `main` begins with [`dispatch`].
 #[derive(Clone, Debug)]
 pub struct Programs(PathBuf);
@@ -37,6 +40,11 @@ impl Programs {
         self.command("rollcall-agent")
     }
 
+    /// A command that shakes hands and does nothing else.
+    pub(crate) fn bare_door(&self) -> Command {
+        self.command(BARE_DOOR)
+    }
+
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.0);
         command.arg(name);
@@ -49,6 +57,9 @@ impl Programs {
 pub fn dispatch() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let first = arguments.next()?;
+    if first == BARE_DOOR {
+        return Some(crate::storm::floor::open_door(arguments));
+    }
     let rest = |name: &'static str| std::iter::once(OsString::from(name)).chain(arguments);
     match first.to_str()? {
         "rollcall" => Some(rollcall_coordinator::main_with(rest("rollcall"))),

@@ -44,6 +44,8 @@ pub(crate) struct Presence {
     models: BTreeSet<ModelName>,
     /// What it said it holds.
     pub(crate) held: BTreeMap<ModelName, Generation>,
+    /// It taught this journal something on this connection; once is enough.
+    taught: bool,
     /// The highest generation that this process sent it.
     sent: BTreeMap<ModelName, Generation>,
     pub(crate) receipts: BTreeMap<ModelName, Receipt>,

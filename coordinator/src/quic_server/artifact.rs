@@ -7,7 +7,7 @@ use std::io::SeekFrom;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{RecvStream, SendStream};
+use quinn::{RecvStream, SendStream, VarInt};
 use rollcall_shared::wire::{ArtifactAnswer, ArtifactRequest};
 use rollcall_transport::channel::{ChannelError, FrameReader, FrameWriter, priority};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -25,7 +25,7 @@ const REQUEST_BYTES_MAX: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An agent that takes no chunk for so long gives its turn to another.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a file was not sent to its end.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +85,15 @@ pub async fn serve(
             return Err(SendError::Read(std::io::ErrorKind::UnexpectedEof.into()));
         }
         left = left.saturating_sub(read as u64);
-        tokio::time::timeout(CHUNK_TIMEOUT, writer.write(chunk.freeze()))
-            .await
-            .map_err(|_| SendError::Stalled(CHUNK_TIMEOUT))??;
+        let writing = tokio::time::timeout(CHUNK_TIMEOUT, writer.write(chunk.freeze()));
+        match writing.await {
+            Ok(written) => written?,
+            Err(_) => {
+                // Otherwise what is buffered for it stays as long as the connection.
+                let _ = writer.into_inner().reset(VarInt::from_u32(0));
+                return Err(SendError::Stalled(CHUNK_TIMEOUT));
+            }
+        }
     }
     writer.finish();
     Ok(())

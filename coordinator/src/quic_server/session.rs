@@ -16,16 +16,15 @@ use rollcall_shared::ids::{ConnectionId, NodeId};
 use rollcall_shared::limits::SERIES_PER_REPORT_MAX;
 use rollcall_shared::wire::{FromAgent, FromAgentReport, Hello};
 use rollcall_transport::beacon::{End, Listening, NoKey};
-use rollcall_transport::channel::{
-    ChannelError, FrameReader, FrameWriter, priority, read_datagram,
-};
+use rollcall_transport::channel::{ChannelError, FrameReader, FrameWriter, priority};
 use rollcall_transport::close::{CloseCode, Closed, close};
 use rollcall_transport::identity::peer_certificate;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::artifact::SendError;
 use super::outbox::{Outbox, Topic, write_out};
-use super::rate::MessageRate;
+use super::rate::{Datagram, DatagramRate, MessageRate};
 use super::{Context, artifact, public_key};
 use crate::driver::Gone;
 
@@ -34,6 +33,24 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From a report stream's beginning to its end.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A control message after `Hello`: 64 models' generations take 4 KiB.
+const CONTROL_BYTES_MAX: usize = 64 << 10;
+
+/// A report of all series with full histograms takes less.
+const REPORT_BYTES_MAX: usize = 1 << 20;
+
+/// Artifact streams that an agent may let stall on one connection: as many as it may have open.
+const STALLS_MAX: u32 = rollcall_transport::endpoint::ARTIFACT_STREAMS_MAX;
+
+/// What an ended session says of its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing bad.
+    Decent,
+    /// It broke the protocol or flooded us.
+    Offence,
+}
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +61,10 @@ enum SessionError {
     NoHello,
     #[error("it broke the protocol: {0}")]
     Protocol(String),
+    #[error("it sends datagrams faster than anybody could need")]
+    Flood,
+    #[error("it asks for files and does not take them")]
+    Stalls,
     #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error(transparent)]
@@ -57,7 +78,7 @@ impl From<Closed> for SessionError {
 }
 
 /// Serves an agent until its connection is over.
-pub async fn serve(connection: Connection, node: NodeId, context: &Arc<Context>) {
+pub async fn serve(connection: Connection, node: NodeId, context: &Arc<Context>) -> Ending {
     let id = context.next_connection();
     let error = match greet(&connection, &node, context).await {
         Ok((hello, reader, writer)) => {
@@ -76,10 +97,15 @@ pub async fn serve(connection: Connection, node: NodeId, context: &Arc<Context>)
         SessionError::NoHello | SessionError::Protocol(_) => CloseCode::ProtocolError,
         SessionError::Channel(ChannelError::Closed(_)) => CloseCode::Normal,
         SessionError::Channel(_) => CloseCode::ProtocolError,
+        SessionError::Flood | SessionError::Stalls => CloseCode::Slow,
         SessionError::Gone(_) => CloseCode::Shutdown,
     };
     tracing::info!(%node, connection = id.0, %error, "agent gone");
     close(&connection, code, &error.to_string());
+    match code {
+        CloseCode::ProtocolError | CloseCode::Slow => Ending::Offence,
+        _ => Ending::Decent,
+    }
 }
 
 /// Checks who it is and reads its `Hello`.
@@ -187,7 +213,7 @@ impl Session<'_> {
         let rate = Mutex::new(MessageRate::new());
         let deliver = move |body: &[u8], _: f64| {
             let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
-            let in_time = rate.spend(core.clock().now()).is_zero();
+            let in_time = rate.spend(body.len() as u64, core.clock().now()).is_zero();
             let Ok(message @ (FromAgent::Receipt(_) | FromAgent::Rehearsed(_))) =
                 codec::decode(body)
             else {
@@ -213,7 +239,9 @@ impl Session<'_> {
         outbox: &Outbox,
     ) -> Result<(), SessionError> {
         let mut rate = MessageRate::new();
+        reader.narrow(CONTROL_BYTES_MAX);
         loop {
+            let before = reader.bytes_taken();
             let message = match reader.next::<FromAgent>().await? {
                 Some(FromAgent::Hello(_)) => {
                     return Err(SessionError::Protocol("a second Hello".to_owned()));
@@ -226,7 +254,8 @@ impl Session<'_> {
                 }
             };
             outbox.note_answer(Topic::answered_by(&message));
-            let wait = rate.spend(self.context.core.clock().now());
+            let bytes = reader.bytes_taken() - before;
+            let wait = rate.spend(bytes, self.context.core.clock().now());
             self.pass_on(message).await?;
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
@@ -235,18 +264,22 @@ impl Session<'_> {
     }
 
     async fn read_datagrams(&self) -> Result<(), SessionError> {
-        let mut rate = MessageRate::new();
+        let mut rate = DatagramRate::new();
         loop {
-            let message = match read_datagram::<FromAgent>(&self.connection).await {
-                Ok(message) => message,
-                Err(ChannelError::Codec(error)) => {
-                    return Err(SessionError::Protocol(error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            };
-            // What comes too fast is lost, as any datagram may be.
-            let in_time = rate.spend(self.context.core.clock().now()).is_zero();
-            if in_time && !matches!(message, FromAgent::Hello(_)) {
+            let body = self
+                .connection
+                .read_datagram()
+                .await
+                .map_err(Closed::from)?;
+            match rate.arrived(self.context.core.clock().now()) {
+                Datagram::Take => {}
+                // Unread: what it says is not worth the work.
+                Datagram::Drop => continue,
+                Datagram::Flood => return Err(SessionError::Flood),
+            }
+            let message =
+                codec::decode(&body).map_err(|error| SessionError::Protocol(error.to_string()))?;
+            if !matches!(message, FromAgent::Hello(_)) {
                 self.pass_on(message).await?;
             }
         }
@@ -266,11 +299,16 @@ impl Session<'_> {
 
     /// Reports come one a stream; an agent may have a few open, but they are read in turn.
     async fn read_reports(&self) -> Result<(), SessionError> {
+        let mut rate = MessageRate::new();
         loop {
             let stream = self.connection.accept_uni().await.map_err(Closed::from)?;
-            let mut reader = FrameReader::new(stream);
-            let read = tokio::time::timeout(REPORT_TIMEOUT, reader.next::<FromAgentReport>());
-            let report = match read.await {
+            let mut reader = FrameReader::bounded(stream, REPORT_BYTES_MAX);
+            let read = tokio::time::timeout(REPORT_TIMEOUT, reader.next::<FromAgentReport>()).await;
+            let wait = rate.spend(reader.bytes_taken(), self.context.core.clock().now());
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            let report = match read {
                 Ok(Ok(Some(FromAgentReport::Report(report)))) => report,
                 Ok(Ok(None)) | Err(_) => continue,
                 Ok(Err(ChannelError::Io(_))) => continue,
@@ -296,18 +334,26 @@ impl Session<'_> {
     /// QUIC bounds how many of these streams an agent may have open.
     async fn serve_artifacts(&self) -> Result<(), SessionError> {
         let mut running = JoinSet::new();
+        let mut stalls = 0;
         loop {
             tokio::select! {
                 stream = self.connection.accept_bi() => {
                     let (send, receive) = stream.map_err(Closed::from)?;
                     let (context, node) = (Arc::clone(self.context), self.node.clone());
                     running.spawn(async move {
-                        if let Err(error) = artifact::serve(send, receive, &context).await {
+                        let sent = artifact::serve(send, receive, &context).await;
+                        if let Err(error) = &sent {
                             tracing::debug!(%node, %error, "a file was not sent to its end");
                         }
+                        sent
                     });
                 }
-                Some(_) = running.join_next() => {}
+                Some(sent) = running.join_next() => {
+                    stalls += u32::from(matches!(sent, Ok(Err(SendError::Stalled(_)))));
+                    if stalls >= STALLS_MAX {
+                        return Err(SessionError::Stalls);
+                    }
+                }
             }
         }
     }

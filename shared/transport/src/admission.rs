@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use quinn::{Connection, Incoming};
@@ -20,6 +21,11 @@ use rollcall_shared::wire::{ALPN, ALPN_ENROLL};
 use crate::close::{CloseCode, Closed, close};
 use crate::endpoint::{HANDSHAKE_TIMEOUT, alpn};
 use crate::identity::{IdentityError, agent_name, certificate_fingerprint, peer_certificate};
+
+/// The longest that a handshake may wait for its turn: the client still has time for two
+/// slow round trips before it gives up.
+pub const WAIT_MAX: Duration = Duration::from_secs(8);
+const _: () = assert!(WAIT_MAX.as_secs() + 2 <= HANDSHAKE_TIMEOUT.as_secs());
 
 /// Fingerprints of certificates that count no more. Copies share one set; readers
 /// never wait.

@@ -130,6 +130,7 @@ pub struct FrameReader {
     stream: RecvStream,
     buffer: BytesMut,
     frame_bytes_max: usize,
+    bytes_taken: u64,
 }
 
 impl FrameReader {
@@ -146,7 +147,20 @@ impl FrameReader {
             stream,
             buffer: BytesMut::new(),
             frame_bytes_max,
+            bytes_taken: 0,
         }
+    }
+
+    /// From here on frames may be only so large: what begins a conversation often needs
+    /// more than what follows.
+    pub const fn narrow(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
+    }
+
+    /// Bytes taken from the stream so far.
+    #[must_use]
+    pub const fn bytes_taken(&self) -> u64 {
+        self.bytes_taken
     }
 
     /// The next message; `None`: the peer finished after a whole frame.
@@ -163,7 +177,10 @@ impl FrameReader {
                 return Ok(Some(message));
             }
             match self.stream.read_chunk(CHUNK_BYTES_MAX, true).await? {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
+                Some(chunk) => {
+                    self.bytes_taken += chunk.bytes.len() as u64;
+                    self.buffer.extend_from_slice(&chunk.bytes);
+                }
                 None if self.buffer.is_empty() => return Ok(None),
                 None => {
                     return Err(ChannelError::Io(io::Error::new(
@@ -202,7 +219,9 @@ impl FrameReader {
             return Ok(Some(self.buffer.split_to(length).freeze()));
         }
         let chunk = self.stream.read_chunk(bytes_max, true).await?;
-        Ok(chunk.map(|chunk| chunk.bytes))
+        let bytes = chunk.map(|chunk| chunk.bytes);
+        self.bytes_taken += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        Ok(bytes)
     }
 }
 

@@ -65,9 +65,9 @@ const DATAGRAM_BUFFER_BYTES: usize = 64 << 10;
 /// The size that QUIC guarantees on every path.
 const MTU: u16 = 1_200;
 
-/// Handshakes waiting for [`crate::admission`]. More are refused at once, and come
-/// back with jitter. At 2,500 handshakes a second this is a queue of 1.6 s.
-const INCOMING_MAX: usize = 4_096;
+/// Handshakes waiting for [`crate::admission`], some 2 KiB each. More are dropped unread,
+/// so whoever takes them in should refuse some before that.
+pub const INCOMING_MAX: usize = 16_384;
 /// Bytes kept for one waiting handshake: without 0-RTT only repeats of its first packets.
 const INCOMING_BUFFER_BYTES: u64 = 8 << 10;
 /// Bytes kept for all of them.

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::{Knob, Sabotage, Setup};
 use rollcall_simulations::fleet::versus::{Broker, Contest};
-use rollcall_simulations::{fleet, multicall, world};
+use rollcall_simulations::{fleet, hostile, multicall, storm, world};
 use serde::Serialize;
 
 /// Simulates a whole fleet.
@@ -68,6 +68,10 @@ enum Command {
         #[arg(short, long, default_value = "table")]
         output: Output,
     },
+    /// Kill the coordinator under a whole fleet and measure how it comes back
+    Storm(storm::Arguments),
+    /// Measure how fast a rollback spreads among bad neighbours
+    Hostile(hostile::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -123,6 +127,8 @@ fn main() -> anyhow::Result<ExitCode> {
             run,
             output,
         } => explore_seeds(seeds, from, &run, output),
+        Command::Hostile(arguments) => hostile::main(&arguments),
+        Command::Storm(arguments) => storm::main(&arguments),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
         Command::Fleet {
             agents,

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rand::RngExt;
-use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore};
+use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore, SwapObserver};
 use rollcall_agent::link::{LinkConfig, LinkHandle, link};
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
@@ -34,7 +35,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// UDP sockets that the agents share.
-const ENDPOINTS: usize = 8;
+pub(crate) const ENDPOINTS: usize = 8;
 /// Kernel buffer of each.
 const RECEIVE_BYTES: usize = 8 << 20;
 /// Agents that dial at the same time: a fleet that is set up, not a storm.
@@ -45,15 +46,29 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An agent's way into the fleet.
-pub(super) struct Credentials {
-    identity: Identity,
-    ca: CaCertificate,
+pub(crate) struct Credentials {
+    pub(crate) identity: Identity,
+    pub(crate) ca: CaCertificate,
 }
+
+impl Credentials {
+    /// A copy.
+    pub(crate) fn again(&self) -> Result<Self> {
+        let (chain, key) = (self.identity.chain_pem(), self.identity.key_pem());
+        Ok(Self {
+            identity: Identity::from_pem(chain, key)?,
+            ca: self.ca.clone(),
+        })
+    }
+}
+
+/// Makes the observer of one node's routes.
+pub(crate) type Observers<'a> = &'a (dyn Fn(usize) -> SwapObserver + Sync);
 
 /// Makes identities for `count` nodes with the fleet's CA and writes their enrolment
 /// into the journal of a coordinator that does not run: what a thousand `enroll`s
 /// would do, without the wait.
-pub(super) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>> {
+pub(crate) fn enroll(coordinator: &Path, count: u32) -> Result<Vec<Credentials>> {
     let read = |name: &str| {
         let path = coordinator.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
@@ -122,7 +137,7 @@ impl Chain {
 
 /// What an agent's route shows from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     /// The coordinator let it in.
     Connected,
     /// This version answers alone.
@@ -221,9 +236,11 @@ fn endpoint() -> Result<TwoWays> {
 }
 
 /// Running agents; dropping them ends them.
-pub(super) struct Agents {
+pub(crate) struct Agents {
     board: Arc<Board>,
     connected: Vec<LinkHandle>,
+    delays: Arc<AtomicU64>,
+    clock: Clock,
     _stop: DropGuard,
 }
 
@@ -234,9 +251,10 @@ fn welcomed(links: &[LinkHandle]) -> usize {
 
 impl Agents {
     /// Starts one agent for each of `credentials`.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         credentials: Vec<Credentials>,
         coordinator: SocketAddr,
+        observers: Option<Observers<'_>>,
     ) -> Result<Self> {
         let endpoints = (0..ENDPOINTS)
             .map(|_| endpoint())
@@ -245,13 +263,18 @@ impl Agents {
         let nodes = Mutex::new(vec![NodeState::default(); credentials.len()]);
         let board = Arc::new(Board { nodes });
         let stop = CancellationToken::new();
+        let delays = Arc::new(AtomicU64::new(0));
         let mut connected = Vec::with_capacity(credentials.len());
         for (index, Credentials { identity, ca }) in credentials.into_iter().enumerate() {
+            let counted = Arc::clone(&delays);
             let config = LinkConfig {
                 endpoint: endpoints[index % ENDPOINTS].clone(),
                 client: agent_config(&identity, &ca)?,
                 coordinators: vec![coordinator.to_string()],
-                random: Box::new(|| rand::make_rng::<rand::rngs::StdRng>().random()),
+                random: Box::new(move || {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    rand::make_rng::<rand::rngs::StdRng>().random()
+                }),
             };
             while index >= DIALLING_MAX + welcomed(&connected) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -277,7 +300,7 @@ impl Agents {
                     board: Arc::clone(&board),
                     clock,
                 }),
-                on_swap: None,
+                on_swap: observers.map(|observe| observe(index)),
                 on_change: None,
             };
             tokio::spawn(link.run(stop.clone()));
@@ -290,12 +313,24 @@ impl Agents {
         Ok(Self {
             board,
             connected,
+            delays,
+            clock,
             _stop: stop.drop_guard(),
         })
     }
 
+    /// The clock of all routes.
+    pub(crate) const fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// How often any of them has waited before it dialled again.
+    pub(crate) fn delays(&self) -> u64 {
+        self.delays.load(Ordering::Relaxed)
+    }
+
     /// Waits until `count` agents show what is asked for.
-    pub(super) async fn until(&self, count: u32, seen: Seen) -> Result<()> {
+    pub(crate) async fn until(&self, count: u32, seen: Seen) -> Result<()> {
         let count = count as usize;
         let wait = async {
             loop {
@@ -317,7 +352,7 @@ impl Agents {
     }
 
     /// When each agent's route changed last.
-    pub(super) fn swapped_at(&self) -> Vec<Timestamp> {
+    pub(crate) fn swapped_at(&self) -> Vec<Timestamp> {
         let nodes = self
             .board
             .nodes

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use rollcall_shared::assignment::{VersionRef, Withdrawal};
-use rollcall_shared::ids::{Generation, RolloutId};
+use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::report::{ReadyState, Role as ServingRole};
 use rollcall_shared::wire::{FromAgent, Heartbeat, HeartbeatAnswer, ToAgent};
 

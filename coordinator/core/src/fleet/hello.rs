@@ -27,6 +27,13 @@ use crate::rollback::Target;
 /// on its way out.
 const READY_PER_NODE_MAX: usize = 4 * MODELS_PER_NODE_MAX;
 
+/// How far beyond what this journal knows a generation or a rollout's number may be that an
+/// agent remembers. No backup is so old; numbers without a bound would run out.
+const LEAP_MAX: u64 = 1 << 32;
+
+/// Models that only agents remember. More are not adopted.
+const MODELS_REMEMBERED_MAX: usize = MODELS_PER_NODE_MAX;
+
 /// A `Hello` within all bounds, and the protocol to answer in.
 struct ValidatedHello {
     hello: Hello,
@@ -82,7 +89,9 @@ impl Coordinator {
                 "{node} is not enrolled here: enrol it with a new agent token"
             ))),
             Some(entry) if entry.revoked => Err(DisconnectCause::Revoked),
-            Some(_) => ValidatedHello::check(hello).map_err(DisconnectCause::Refused),
+            Some(_) => ValidatedHello::check(hello)
+                .and_then(|valid| self.check_leaps(valid))
+                .map_err(DisconnectCause::Refused),
         };
         let valid = match refusal {
             Ok(valid) => valid,
@@ -136,6 +145,33 @@ impl Coordinator {
             .max(of_fleet.min(IDLE_TIMEOUT / 6))
     }
 
+    /// Whether what the agent remembers can have been.
+    fn check_leaps(&self, valid: ValidatedHello) -> Result<ValidatedHello, String> {
+        let rollouts_end = self.state.next_rollout.saturating_add(LEAP_MAX);
+        let withdrawals = &valid.hello.withdrawals;
+        let generations = withdrawals.iter().map(|w| (&w.model, w.generation));
+        let held = held_or_served(&valid.hello);
+        let told = generations.chain(held.iter().map(|(model, held)| (model, *held)));
+        let leap = told
+            .filter(|(model, generation)| !self.is_possible(model, *generation))
+            .map(|(model, generation)| format!("generation {generation} of {model}"))
+            .next();
+        let number = withdrawals.iter().find(|w| w.rollout.0 > rollouts_end);
+        match leap.or_else(|| number.map(|w| format!("rollout {}", w.rollout))) {
+            None => Ok(valid),
+            Some(what) => Err(format!(
+                "the agent remembers {what}, which no backup can have lost: its state is damaged \
+                 or not of this fleet; enrol the node anew with an empty folder"
+            )),
+        }
+    }
+
+    /// Whether a generation can have been given, by this journal or one that it lost.
+    pub(crate) fn is_possible(&self, model: &ModelName, generation: Generation) -> bool {
+        let known = self.state.models.get(model).map(|m| m.generation.0);
+        generation.0 <= known.unwrap_or_default().saturating_add(LEAP_MAX)
+    }
+
     fn note_presence(
         &mut self,
         turn: &mut Turn,
@@ -163,6 +199,7 @@ impl Coordinator {
             labels: self.merged_labels(node, &hello.labels),
             models: hello.models.iter().cloned().collect(),
             held: hello.held.iter().cloned().collect(),
+            taught: false,
             sent,
             receipts: BTreeMap::new(),
             ready: BTreeMap::new(),
@@ -205,16 +242,15 @@ impl Coordinator {
         withdrawals: &[Withdrawal],
         held: BTreeMap<ModelName, Generation>,
     ) {
-        let lost: BTreeSet<Withdrawal> = withdrawals
-            .iter()
-            .filter(|w| !self.knows(w))
-            .cloned()
-            .collect();
+        let lost = self.lost(withdrawals);
         let sent = self.fleet.nodes.get(node).map(|presence| &presence.sent);
         let generations: Vec<(ModelName, Generation)> = held
             .into_iter()
             .filter(|(model, held)| {
                 let known = self.state.models.get(model).map(|m| m.known);
+                if known.is_none() && !self.remembers_more_models() {
+                    return false;
+                }
                 let sent = sent.and_then(|sent| sent.get(model)).copied();
                 *held > known.unwrap_or_default() && *held > sent.unwrap_or_default()
             })
@@ -230,6 +266,9 @@ impl Coordinator {
                 generations,
             };
             self.record(turn, Actor::Agent { node: node.clone() }, event);
+            if let Some(presence) = self.fleet.nodes.get_mut(node) {
+                presence.taught = true;
+            }
         }
         // Known ones too: a journal may end between what it adopted and what came of it.
         for withdrawal in withdrawals {
@@ -237,12 +276,39 @@ impl Coordinator {
         }
     }
 
+    /// Of these, the withdrawals that this journal lost, within its bounds.
+    fn lost(&self, withdrawals: &[Withdrawal]) -> BTreeSet<Withdrawal> {
+        let mut lost = BTreeSet::new();
+        let mut room: BTreeMap<&ModelName, usize> = BTreeMap::new();
+        for withdrawal in withdrawals.iter().filter(|w| !self.knows(w)) {
+            let entry = self.state.models.get(&withdrawal.model);
+            if entry.is_none() && !self.remembers_more_models() {
+                continue;
+            }
+            let has = entry.map_or(0, |m| m.withdrawals.len());
+            let room = room
+                .entry(&withdrawal.model)
+                .or_insert(WITHDRAWALS_PER_MODEL_MAX.saturating_sub(has));
+            if *room > 0 && lost.insert(withdrawal.clone()) {
+                *room -= 1;
+            }
+        }
+        lost
+    }
+
+    /// Whether a model that nobody registered here may still be adopted.
+    fn remembers_more_models(&self) -> bool {
+        let models = self.state.models.values();
+        models.filter(|m| m.versions.is_empty()).count() < MODELS_REMEMBERED_MAX
+    }
+
     fn knows(&self, withdrawal: &Withdrawal) -> bool {
         let model = self.state.models.get(&withdrawal.model);
         model.is_some_and(|m| {
-            m.withdrawals
-                .iter()
-                .any(|w| w.rollout == withdrawal.rollout && w.withdrawn == withdrawal.withdrawn)
+            let same = |w: &Withdrawal| {
+                w.rollout == withdrawal.rollout && w.withdrawn == withdrawal.withdrawn
+            };
+            m.withdrawals.contains(withdrawal) || m.withdrawals.iter().any(same)
         })
     }
 

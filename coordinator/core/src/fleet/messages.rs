@@ -55,7 +55,12 @@ impl Coordinator {
             .take(MODELS_PER_NODE_MAX)
             .cloned()
             .collect();
-        self.adopt(turn, node, &[], held.clone());
+        // All that it remembers was in its `Hello`. What it learns elsewhere is adopted too,
+        // but once: adoption is a record, and news for the whole fleet.
+        let taught = self.fleet.nodes.get(node).is_some_and(|p| p.taught);
+        if !taught && held.iter().all(|(m, g)| self.is_possible(m, *g)) {
+            self.adopt(turn, node, &[], held.clone());
+        }
         let models = self.hosted_models(node);
         let current: Vec<(ModelName, Generation)> = models
             .iter()
@@ -99,7 +104,8 @@ impl Coordinator {
         node: &NodeId,
         receipt: Receipt,
     ) {
-        if !self.state.models.contains_key(&receipt.model) {
+        let current = self.state.models.get(&receipt.model).map(|m| m.generation);
+        if current.is_none_or(|current| receipt.generation > current) {
             return;
         }
         let Some(presence) = self.fleet.of_connection(connection, node) else {

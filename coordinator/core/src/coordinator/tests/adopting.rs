@@ -185,3 +185,67 @@ fn a_generation_that_nobody_gave_out_is_stepped_over_once() {
     assert_eq!(world.generation(), foreign.next());
     assert_eq!(events(&world.heartbeat(2, foreign.0)), vec![]);
 }
+
+#[test]
+fn numbers_that_no_backup_can_have_lost_are_refused_and_change_nothing() {
+    let mut world = World::in_shadow(1);
+    let before = world.generation();
+    let mut held = hello();
+    held.held = vec![(digits(), Generation(u64::MAX))];
+    let mut withdrawn = remembering(&world, 1);
+    withdrawn.withdrawals[0].generation = Generation(u64::MAX);
+    let mut numbered = remembering(&world, 1);
+    numbered.withdrawals[0].rollout = RolloutId(u64::MAX);
+    for lie in [held, withdrawn, numbered] {
+        let effects = world.connect(1, lie);
+        let refused = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::Disconnect {
+                    cause: DisconnectCause::Refused(_),
+                    ..
+                }
+            )
+        };
+        assert!(effects.iter().any(refused), "{effects:?}");
+        assert_eq!(events(&effects), []);
+    }
+    assert_eq!(world.generation(), before);
+}
+
+#[test]
+fn heartbeats_teach_once_a_connection() {
+    let mut world = World::in_shadow(1);
+    world.connect(1, hello());
+    let mut adoptions = 0;
+    for seq in 1..=5 {
+        let held = vec![(digits(), Generation(world.generation().0 + 7))];
+        let effects = world.say(1, FromAgent::Heartbeat(Heartbeat { seq, held }));
+        adoptions += events(&effects).len();
+    }
+    assert_eq!(adoptions, 1);
+}
+
+#[test]
+fn invented_models_and_withdrawals_are_adopted_up_to_the_bounds() {
+    let mut world = World::in_shadow(1);
+    let mut lie = remembering(&world, 1);
+    let invented = lie.withdrawals.remove(0);
+    lie.withdrawals = (0..2_000)
+        .map(|number| Withdrawal {
+            rollout: RolloutId(100 + number),
+            ..invented.clone()
+        })
+        .collect();
+    world.connect(1, lie);
+    for batch in 0..5 {
+        let mut lie = hello();
+        let model = |n: usize| ModelName::new(format!("m-{batch}-{n}")).unwrap();
+        lie.held = (0..64).map(|n| (model(n), Generation(9))).collect();
+        world.connect(1, lie);
+    }
+    let models = &world.core.state().models;
+    let withdrawals = models[&digits()].withdrawals.len();
+    assert_eq!(withdrawals, 512 + 1, "what came of them is the last");
+    assert!(models.len() <= 1 + 2 * 64, "{}", models.len());
+}

@@ -1,0 +1,156 @@
+//! Who shakes hands now, who waits, and who is sent away before any work is done for him.
+//!
+//! When a coordinator restarts its whole fleet comes back at once, and every handshake
+//! costs a signature. So there are only so many at a time; the others wait here, in order.
+//! Waiting is better than being sent away: it costs nothing, and nobody has to come twice.
+//! It ends before the client's own patience does, since a signature for somebody who has
+//! gone is lost.
+//!
+//! While many wait, a client must first prove that its address is its own (a Retry, one
+//! more round trip, no signature): otherwise anybody could fill the queue with addresses
+//! that are not there.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use quinn::{Endpoint, Incoming};
+use rollcall_shared::time::Timestamp;
+use rollcall_transport::admission::WAIT_MAX;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Context;
+use super::comings::Beginning;
+use crate::metrics::Handshake;
+
+/// Handshakes at the same time. At 200 ms a round trip they are 2,500 a second.
+const HANDSHAKES_MAX: usize = 512;
+
+/// Handshakes under way and waiting from which on addresses must be proven.
+const PROOF_ABOVE: usize = 256;
+
+/// Handshakes that wait. More are refused, and come back with jitter. quinn forgets those
+/// beyond its own bound without a word, so this one is below that.
+const WAITING_MAX: usize = 12_288;
+const _: () = assert!(WAITING_MAX < rollcall_transport::endpoint::INCOMING_MAX);
+
+/// Connections of agents. More are refused.
+const AGENTS_MAX: usize = 20_000;
+
+/// What happens to a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Waits,
+    MustProve,
+    Refused,
+}
+
+impl Place {
+    fn of(beginning: Beginning, proven: bool, agents: usize, busy: usize, waiting: usize) -> Self {
+        let full = agents >= AGENTS_MAX || waiting >= WAITING_MAX;
+        match beginning {
+            _ if full => Self::Refused,
+            Beginning::TooMany => Self::Refused,
+            Beginning::Proven => Self::MustProve,
+            Beginning::Free if !proven && busy >= PROOF_ABOVE => Self::MustProve,
+            Beginning::Free => Self::Waits,
+        }
+    }
+}
+
+/// The queue before the door.
+pub(super) struct Door {
+    endpoint: Endpoint,
+    handshakes: Arc<Semaphore>,
+    waiting: VecDeque<(Timestamp, Incoming)>,
+}
+
+impl Door {
+    pub(super) fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// The next to shake hands with, and his right to; `None`: the endpoint is closed.
+    pub(super) async fn next(
+        &mut self,
+        context: &Context,
+    ) -> Option<(Incoming, OwnedSemaphorePermit)> {
+        loop {
+            // Neither may starve the other, so `select!` draws.
+            tokio::select! {
+                incoming = self.endpoint.accept() => self.sort(incoming?, context),
+                permit = Arc::clone(&self.handshakes).acquire_owned(), if !self.waiting.is_empty() => {
+                    if let (Ok(permit), Some(first)) = (permit, self.first(context)) {
+                        return Some((first, permit));
+                    }
+                }
+            }
+        }
+    }
+
+    fn sort(&mut self, incoming: Incoming, context: &Context) {
+        let now = context.core.clock().now();
+        let proven = incoming.remote_address_validated();
+        let from = incoming.remote_address().ip();
+        let waiting = self.waiting.len();
+        let busy = waiting + HANDSHAKES_MAX - self.handshakes.available_permits();
+        let beginning = context.comings.begin(from, proven, now);
+        match Place::of(beginning, proven, context.agents.count(), busy, waiting) {
+            Place::Waits => self.waiting.push_back((now, incoming)),
+            Place::MustProve => {
+                context.metrics.observe_handshake(Handshake::Retried);
+                // An address that is not proven may always be asked for proof.
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().refuse();
+                }
+            }
+            Place::Refused => {
+                context.metrics.observe_handshake(Handshake::Refused);
+                incoming.refuse();
+            }
+        }
+    }
+
+    /// The first who still waits for an answer.
+    fn first(&mut self, context: &Context) -> Option<Incoming> {
+        let now = context.core.clock().now();
+        while let Some((since, incoming)) = self.waiting.pop_front() {
+            if now.since(since) < WAIT_MAX {
+                return Some(incoming);
+            }
+            context.metrics.observe_handshake(Handshake::Stale);
+            // Not refused: if he is still there he says so again, and waits anew.
+            incoming.ignore();
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_door_asks_for_no_proof_and_a_busy_one_does() {
+        let place = |proven, busy| Place::of(Beginning::Free, proven, 0, busy, 0);
+        assert_eq!(place(false, 0), Place::Waits);
+        assert_eq!(place(false, PROOF_ABOVE), Place::MustProve);
+        assert_eq!(place(true, PROOF_ABOVE), Place::Waits);
+        assert_eq!(place(true, HANDSHAKES_MAX + WAITING_MAX - 1), Place::Waits);
+    }
+
+    #[test]
+    fn a_full_queue_and_a_full_house_refuse() {
+        let place = |agents, waiting| Place::of(Beginning::Free, true, agents, 0, waiting);
+        assert_eq!(place(0, WAITING_MAX), Place::Refused);
+        assert_eq!(place(AGENTS_MAX, 0), Place::Refused);
+        assert_eq!(Place::of(Beginning::TooMany, true, 0, 0, 0), Place::Refused);
+        assert_eq!(
+            Place::of(Beginning::Proven, false, 0, 0, 0),
+            Place::MustProve
+        );
+    }
+}
