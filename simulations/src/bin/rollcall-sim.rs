@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::{Knob, Sabotage, Setup};
-use rollcall_simulations::{fleet, multicall, world};
+use rollcall_simulations::{chaos, fleet, multicall, world};
 
 /// Simulates a whole fleet.
 #[derive(Parser)]
@@ -45,6 +45,8 @@ enum Command {
         #[command(flatten)]
         run: RunArguments,
     },
+    /// Real processes under kill -9, pauses, lossy and cut links, full and damaged disks
+    Chaos(chaos::Arguments),
     /// Measure how fast a rollback spreads, over real QUIC on loopback
     Fleet {
         /// How many agents
@@ -109,6 +111,7 @@ fn main() -> anyhow::Result<ExitCode> {
             output,
         } => explore_seeds(seeds, from, &run, output),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
+        Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Fleet {
             agents,
             rounds,
