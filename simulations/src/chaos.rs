@@ -109,7 +109,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if summary.violations.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("the logs of all processes are in {}", dir.keep().display());
+    eprintln!(
+        "history.json and the logs of all processes are in {}",
+        dir.keep().display()
+    );
     Ok(ExitCode::FAILURE)
 }
 
@@ -163,11 +166,13 @@ async fn rage(arguments: &Arguments, dir: &Path) -> Result<Summary> {
     supervisor.abort();
     judge.abort();
     observer::take_answers(&ground, &clients);
-    Ok(Summary::of(
-        arguments.seed,
-        &ground.history(),
-        ground.tally(),
-    ))
+    let history = ground.history();
+    let summary = Summary::of(arguments.seed, &history, ground.tally());
+    if !summary.violations.is_empty() {
+        let file = std::fs::File::create(dir.join("history.json"))?;
+        serde_json::to_writer(std::io::BufWriter::new(file), &*history)?;
+    }
+    Ok(summary)
 }
 
 fn traffic(ground: &Ground, clients: &Observer) -> Result<Traffic> {

@@ -43,8 +43,9 @@ pub(super) async fn expire(
     ground.kill_agent(node);
     std::fs::write(&path, short_lived(ground, node, good_for)?)?;
     ground.start_agent(node)?;
-    // What is under way when it ends goes on; only a new handshake looks at it.
-    tokio::time::sleep(good_for + Duration::from_secs(1)).await;
+    // What is under way when it ends goes on; only a new handshake looks at it. A
+    // certificate counts whole seconds, the last one included.
+    tokio::time::sleep(good_for + Duration::from_secs(2)).await;
     ground.kill_agent(node);
     // A coordinator forgets the dead connection after its idle time-out, not before.
     let gone = async {

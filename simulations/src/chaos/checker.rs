@@ -206,7 +206,7 @@ fn isolated_nodes_fence_themselves(
             .statuses
             .iter()
             .filter(|status| isolation.covers(status.asked, status.got))
-            .find(|status| status.asked >= isolation.from + SLACK)
+            .find(|status| status.asked >= deaf_since(node, isolation.from) + SLACK)
             .and_then(|status| status.candidate.as_deref());
         let Some(version) = held else { continue };
         let bound = isolation.from + lease_bound(history.lease) + SLACK;
@@ -222,6 +222,24 @@ fn isolated_nodes_fence_themselves(
             note(3, version, answer.sent, what);
         }
     }
+}
+
+/// Since when a node that was cut off at `from` hears nothing: what had reached a stopped
+/// process before, it hears when it goes on.
+fn deaf_since(node: &NodeHistory, from: At) -> At {
+    let stopped = node.absences.iter().filter(|absence| {
+        absence.kind == AbsenceKind::Stopped
+            && absence.span.from <= from
+            && absence.span.until.is_none_or(|until| from <= until)
+    });
+    stopped
+        .map(|absence| {
+            absence
+                .span
+                .until
+                .map_or(At::MAX - SLACK, |until| until + CATCH_UP)
+        })
+        .fold(from, At::max)
 }
 
 fn reports_hold(

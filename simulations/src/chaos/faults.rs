@@ -17,6 +17,9 @@ use crate::relay::Weather;
 const CERTIFICATE_LASTS: Duration = Duration::from_secs(4);
 /// Longest wait for a process that was told to come up.
 const UP_MAX: Duration = Duration::from_secs(15);
+/// What an agent logs when its disk refuses the state, and when it takes it again.
+const NOT_DURABLE: &str = "the state is not durable";
+const DURABLE: &str = "the state is on disk again";
 
 /// Begins each fault at its time, and returns when all are over and mended.
 pub(super) async fn rage(ground: &Arc<Ground>, schedule: Vec<Planned>) -> Result<()> {
@@ -76,11 +79,7 @@ async fn fire(ground: &Ground, Planned { lasts, fault, .. }: &Planned) -> Result
             if ground.disks.is_none() {
                 return Ok(());
             }
-            let node = node(index);
-            let _turn = node.process.lock().await;
-            let filler = fill(&node.dir)?;
-            tokio::time::sleep(lasts).await;
-            std::fs::remove_file(filler)?;
+            fill_disk(ground, node(index), lasts).await?;
         }
         Fault::DamageIndex(index, how) => damage_index(ground, node(index), *how).await?,
         Fault::DamageState(index, how) => damage_state(ground, node(index), *how).await?,
@@ -122,6 +121,33 @@ async fn cut(ground: &Ground, index: usize, lasts: Duration, up: bool, down: boo
     tokio::time::sleep(lasts).await;
     ground.reconnect(&[index], from);
     node.relay.set(Weather::default());
+}
+
+/// A node cannot keep what it hears while its disk is full, and says so: it sends no
+/// receipt. So nobody kills it before it could write again.
+async fn fill_disk(ground: &Ground, node: &Node, lasts: Duration) -> Result<()> {
+    let _turn = node.process.lock().await;
+    let filler = fill(&node.dir)?;
+    tokio::time::sleep(lasts).await;
+    std::fs::remove_file(filler)?;
+    let log = ground.dir.join(format!("{}.log", node.name));
+    let durable = || {
+        let log = std::fs::read(&log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        log.rfind(DURABLE) >= log.rfind(NOT_DURABLE)
+    };
+    let wait = async {
+        while !durable() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if tokio::time::timeout(UP_MAX, wait).await.is_err() {
+        ground.incident(
+            6,
+            format!("{} does not write though its disk has room", node.name),
+        );
+    }
+    Ok(())
 }
 
 async fn damage_index(ground: &Ground, node: &Node, how: Damage) -> Result<()> {

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::Serialize;
+
 /// Since the run's start, on the observer's clock.
 pub type At = Duration;
 
@@ -14,7 +16,7 @@ pub type At = Duration;
 const STOP_SETTLES: Duration = Duration::from_millis(100);
 
 /// Everything.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct History {
     /// The lease of every rollout.
     pub lease: Duration,
@@ -39,7 +41,7 @@ pub struct History {
 }
 
 /// One node as it was seen, and what was done to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct NodeHistory {
     /// Answers to inference requests, in the order of sending.
     pub answers: Vec<Answered>,
@@ -53,7 +55,7 @@ pub struct NodeHistory {
 }
 
 /// One inference request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Answered {
     /// When it was sent.
     pub sent: At,
@@ -64,7 +66,7 @@ pub struct Answered {
 }
 
 /// One look at a node's status page.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
     /// When it was asked for.
     pub asked: At,
@@ -79,7 +81,7 @@ pub struct Status {
 }
 
 /// Something that must not happen, whatever else does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Incident {
     /// Which promise it breaks.
     pub promise: u8,
@@ -90,7 +92,7 @@ pub struct Incident {
 }
 
 /// From when to when; `None`: until now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Span {
     /// Its beginning.
     pub from: At,
@@ -99,7 +101,7 @@ pub struct Span {
 }
 
 /// Why a node could not answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum AbsenceKind {
     /// Its process was killed; `until` is when it was started again.
     Killed,
@@ -108,7 +110,7 @@ pub enum AbsenceKind {
 }
 
 /// A time without a node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Absence {
     /// Why.
     pub kind: AbsenceKind,
@@ -117,7 +119,7 @@ pub struct Absence {
 }
 
 /// What the operator was told is done.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Acknowledged {
     /// When the answer was there.
     pub at: At,
@@ -126,7 +128,7 @@ pub struct Acknowledged {
 }
 
 /// A command that changes something.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Deed {
     /// A version was registered.
     Pushed {
@@ -143,7 +145,7 @@ pub enum Deed {
 }
 
 /// How far a rollout is: this only grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Rank {
     /// It may still change.
     Live,
@@ -154,7 +156,7 @@ pub enum Rank {
 }
 
 /// A version that was taken back.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Withdrawal {
     /// Of which rollout.
     pub rollout: String,
@@ -167,7 +169,7 @@ pub struct Withdrawal {
 }
 
 /// How a node is in a rollback, by the coordinator's word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum NodeReport {
     /// It serves what it should.
     Receipt,
@@ -178,7 +180,7 @@ pub enum NodeReport {
 }
 
 /// What the coordinator said of a rollback.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// When.
     pub got: At,
@@ -193,7 +195,7 @@ pub struct Report {
 }
 
 /// What the coordinator showed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct View {
     /// When it was asked.
     pub asked: At,
@@ -206,7 +208,7 @@ pub struct View {
 }
 
 /// The coordinator's folder was put back to what it was at `backup`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Restore {
     /// When the copy was made.
     pub backup: At,

@@ -9,6 +9,9 @@ use serde::Serialize;
 use super::checker::{check, excused};
 use super::history::{History, NodeHistory, NodeReport, Report};
 
+/// A decision of the judge is seen this much later at most.
+const VIEW_AFTER_MS: f64 = 3_000.0;
+
 /// The table at the end. Also the JSON of `-o json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -99,7 +102,15 @@ impl Summary {
             .collect();
         let mut after: Vec<f64> = Vec::new();
         for report in settled.values() {
-            after.extend(&report.after_ms);
+            // A decision and a receipt on two clocks of the coordinator say nothing: no
+            // receipt took longer than it took us to see it.
+            let asked = history.withdrawals.get(&report.version);
+            let asked = asked.map_or(Duration::ZERO, |withdrawal| {
+                withdrawal.asked.unwrap_or(withdrawal.known)
+            });
+            let seen_after = millis(report.got.saturating_sub(asked)) + VIEW_AFTER_MS;
+            let timely = report.after_ms.iter().filter(|after| **after <= seen_after);
+            after.extend(timely);
             let words = report.nodes.values();
             self.fenced += words.filter(|word| **word == NodeReport::Fenced).count();
         }

@@ -168,6 +168,23 @@ fn a_cut_off_node_that_goes_on_with_its_candidate_breaks_promise_3() {
     assert_eq!(served_at(41), [], "healed");
 }
 
+#[test]
+fn a_stopped_node_may_have_the_news_in_its_socket_when_it_is_cut_off() {
+    let shown_at = |shown| {
+        with(|history, node| {
+            history.withdrawals.clear();
+            node.isolations = vec![span(20, 40)];
+            let span = span(18, 25);
+            let kind = AbsenceKind::Stopped;
+            node.absences = vec![Absence { kind, span }];
+            node.statuses = vec![status(shown, 6, Some("2"))];
+            node.answers = vec![answer(30, "2")];
+        })
+    };
+    assert_eq!(shown_at(24), [], "it may hear of a promotion yet");
+    assert_eq!(shown_at(27), broken(3, "node-1, 2"));
+}
+
 fn report(got: u64, word: NodeReport) -> Report {
     Report {
         got: s(got),
