@@ -34,8 +34,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::multicall::Programs;
@@ -92,7 +93,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let dir = tempfile::Builder::new()
         .prefix("rollcall-chaos-")
         .tempdir()?;
-    let ended = runtime.block_on(rage(arguments, dir.path()));
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = rage(arguments, dir.path()) => ended,
+            told = told_to_stop() => Err(told.err().unwrap_or_else(|| anyhow!("interrupted"))),
+        }
+    });
     // Tasks that follow a rollback hold the fleet: without them it ends here.
     runtime.shutdown_timeout(Duration::from_secs(5));
     let summary = match ended {
@@ -114,6 +120,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         dir.keep().display()
     );
     Ok(ExitCode::FAILURE)
+}
+
+/// Processes and mounts end with the fleet, so an interruption must end the fleet.
+async fn told_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+    }
 }
 
 async fn rage(arguments: &Arguments, dir: &Path) -> Result<Summary> {

@@ -18,7 +18,8 @@ use std::time::Duration;
 use rollcall_shared::limits::lease_bound;
 
 use super::history::{
-    AbsenceKind, Acknowledged, At, Deed, History, NodeHistory, NodeReport, Rank, Restore, View,
+    AbsenceKind, Acknowledged, At, Deed, History, Isolation, NodeHistory, NodeReport, Rank,
+    Restore, View,
 };
 
 /// What packets that lie in a relay, and our own reading of the clock before and after
@@ -200,7 +201,11 @@ fn isolated_nodes_fence_themselves(
     node: &NodeHistory,
     note: &mut impl FnMut(u8, &str, At, String),
 ) {
-    for isolation in &node.isolations {
+    for Isolation {
+        span: isolation,
+        deaf,
+    } in &node.isolations
+    {
         // What it held once nothing could come any more, it holds as a candidate until the end.
         let held = node
             .statuses
@@ -208,7 +213,10 @@ fn isolated_nodes_fence_themselves(
             .filter(|status| isolation.covers(status.asked, status.got))
             .find(|status| status.asked >= deaf_since(node, isolation.from) + SLACK)
             .and_then(|status| status.candidate.as_deref());
-        let Some(version) = held else { continue };
+        let stable_by_now = |version: &&str| !deaf && history.ever_stable.contains(*version);
+        let Some(version) = held.filter(|version| !stable_by_now(version)) else {
+            continue;
+        };
         let bound = isolation.from + lease_bound(history.lease) + SLACK;
         let late = answers_of(node, version).find(|answer| {
             let taken_up = node.taken_up(answer);
@@ -270,10 +278,11 @@ fn reports_hold(
         let Some(asked) = asked.filter(|_| word == "a receipt") else {
             continue;
         };
-        let unreachable = node
-            .isolations
-            .iter()
-            .any(|isolation| isolation.covers(asked.saturating_sub(SLACK), report.got));
+        let unreachable = node.isolations.iter().any(|isolation| {
+            isolation
+                .span
+                .covers(asked.saturating_sub(SLACK), report.got)
+        });
         if unreachable {
             let what = "a receipt was reported of a node that could not be reached".to_owned();
             note(3, version, report.got, what);

@@ -30,7 +30,7 @@ async fn while_dead<T>(
 ) -> Result<T> {
     ground.kill_coordinator();
     let from = ground.now();
-    ground.isolate(&ground.everyone());
+    ground.isolate(&ground.everyone(), true);
     let done = deed();
     tokio::time::sleep(lasts).await;
     ground.reconnect(&ground.everyone(), from);
@@ -47,7 +47,7 @@ pub(super) async fn stop(ground: &Ground, lasts: Duration) -> Result<()> {
     let _turn = ground.coordinator.lock().await;
     ground.signal_coordinator(Signal::STOP)?;
     let from = ground.now();
-    ground.isolate(&ground.everyone());
+    ground.isolate(&ground.everyone(), true);
     tokio::time::sleep(lasts).await;
     ground.reconnect(&ground.everyone(), from);
     ground.signal_coordinator(Signal::CONT)
@@ -88,7 +88,7 @@ pub(super) async fn damage_journal(
     }
     ground.kill_coordinator();
     let from = ground.now();
-    ground.isolate(&ground.everyone());
+    ground.isolate(&ground.everyone(), true);
     let folder = ground.coordinator_dir();
     let backup = Backup::of(&folder, ground.dir.join("undamaged"))?;
     let name = match file {

@@ -127,6 +127,10 @@ pub(super) struct Backup(PathBuf);
 impl Backup {
     /// Copies the journal in `folder` to a new folder `to`.
     pub(super) fn of(folder: &Path, to: PathBuf) -> Result<Self> {
+        // The log of an earlier copy must not meet the database of this one.
+        if to.exists() {
+            fs::remove_dir_all(&to)?;
+        }
         fs::create_dir_all(&to)?;
         let mut copied = 0;
         for name in JOURNAL {
@@ -180,6 +184,14 @@ mod tests {
             assert_ne!(damaged[0], whole);
             assert_eq!(damaged[0], damaged[1]);
         }
+        fs::write(
+            dir.path().join("copy/journal.db-wal"),
+            b"of an earlier copy",
+        )
+        .unwrap();
+        let again = Backup::of(dir.path(), dir.path().join("copy")).unwrap();
+        again.restore(dir.path()).unwrap();
+        assert!(!dir.path().join("journal.db-wal").exists());
         assert_eq!(
             damage(
                 &dir.path().join("absent"),

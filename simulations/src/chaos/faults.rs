@@ -117,7 +117,7 @@ async fn cut(ground: &Ground, index: usize, lasts: Duration, up: bool, down: boo
         ..Weather::default()
     });
     let from = ground.now();
-    ground.isolate(&[index]);
+    ground.isolate(&[index], down);
     tokio::time::sleep(lasts).await;
     ground.reconnect(&[index], from);
     node.relay.set(Weather::default());

@@ -15,7 +15,7 @@ use tokio::sync::{Mutex as TurnMutex, RwLock};
 use tokio::time::Instant;
 
 use super::disk::Disks;
-use super::history::{Absence, AbsenceKind, At, History, Incident, NodeHistory, Span};
+use super::history::{Absence, AbsenceKind, At, History, Incident, Isolation, NodeHistory, Span};
 use crate::cluster::{Cluster, free_port, node_name};
 use crate::multicall::Programs;
 use crate::relay::Relay;
@@ -263,13 +263,15 @@ impl Ground {
         Ok(())
     }
 
-    /// From now on nothing passes between these nodes and the coordinator.
-    pub(super) fn isolate(&self, nodes: &[usize]) {
+    /// From now on no lease of these nodes is renewed; `deaf`: they hear nothing at all.
+    pub(super) fn isolate(&self, nodes: &[usize], deaf: bool) {
         let from = self.now();
         let mut history = self.history();
         for node in nodes {
             let span = Span { from, until: None };
-            history.nodes[*node].isolations.push(span);
+            history.nodes[*node]
+                .isolations
+                .push(Isolation { span, deaf });
         }
     }
 
@@ -279,9 +281,10 @@ impl Ground {
         let mut history = self.history();
         for node in nodes {
             let mut isolations = history.nodes[*node].isolations.iter_mut();
-            let own = isolations.find(|span| span.from >= from && span.until.is_none());
-            if let Some(span) = own {
-                span.until = Some(until);
+            let own = isolations
+                .find(|isolation| isolation.span.from >= from && isolation.span.until.is_none());
+            if let Some(isolation) = own {
+                isolation.span.until = Some(until);
             }
         }
     }

@@ -49,9 +49,8 @@ pub struct NodeHistory {
     pub statuses: Vec<Status>,
     /// When it could not answer, by our doing.
     pub absences: Vec<Absence>,
-    /// When nothing that the coordinator says could reach it, or nothing that it says
-    /// the coordinator, by our doing.
-    pub isolations: Vec<Span>,
+    /// When it was cut off from the coordinator, by our doing.
+    pub isolations: Vec<Isolation>,
 }
 
 /// One inference request.
@@ -98,6 +97,16 @@ pub struct Span {
     pub from: At,
     /// Its end.
     pub until: Option<At>,
+}
+
+/// A time in which no lease could be renewed and no receipt given.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Isolation {
+    /// When.
+    pub span: Span,
+    /// Nothing could reach the node; otherwise nothing that it says the coordinator, and
+    /// it may hear that its candidate was promoted.
+    pub deaf: bool,
 }
 
 /// Why a node could not answer.

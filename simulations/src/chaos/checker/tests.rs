@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::history::{Absence, Answered, Incident, Report, Span, Status, Withdrawal};
+use super::super::history::{
+    Absence, Answered, Incident, Isolation, Report, Span, Status, Withdrawal,
+};
 use super::*;
 
 const fn s(seconds: u64) -> At {
@@ -39,6 +41,13 @@ fn span(from: u64, until: u64) -> Span {
     Span {
         from: s(from),
         until: Some(s(until)),
+    }
+}
+
+fn deaf(from: u64, until: u64) -> Isolation {
+    Isolation {
+        span: span(from, until),
+        deaf: true,
     }
 }
 
@@ -158,7 +167,7 @@ fn a_cut_off_node_that_goes_on_with_its_candidate_breaks_promise_3() {
     let served_at = |sent| {
         with(|history, node| {
             history.withdrawals.clear();
-            node.isolations = vec![span(20, 40)];
+            node.isolations = vec![deaf(20, 40)];
             node.statuses = vec![status(22, 6, Some("2"))];
             node.answers = vec![answer(sent, "2")];
         })
@@ -169,11 +178,31 @@ fn a_cut_off_node_that_goes_on_with_its_candidate_breaks_promise_3() {
 }
 
 #[test]
+fn a_node_that_is_only_mute_may_hear_of_a_promotion() {
+    let served = |promoted: bool| {
+        with(|history, node| {
+            history.withdrawals.clear();
+            if promoted {
+                history.ever_stable.insert("2".to_owned());
+            }
+            node.isolations = vec![Isolation {
+                deaf: false,
+                ..deaf(20, 40)
+            }];
+            node.statuses = vec![status(22, 6, Some("2"))];
+            node.answers = vec![answer(30, "2")];
+        })
+    };
+    assert_eq!(served(true), []);
+    assert_eq!(served(false), broken(3, "node-1, 2"));
+}
+
+#[test]
 fn a_stopped_node_may_have_the_news_in_its_socket_when_it_is_cut_off() {
     let shown_at = |shown| {
         with(|history, node| {
             history.withdrawals.clear();
-            node.isolations = vec![span(20, 40)];
+            node.isolations = vec![deaf(20, 40)];
             let span = span(18, 25);
             let kind = AbsenceKind::Stopped;
             node.absences = vec![Absence { kind, span }];
@@ -214,7 +243,7 @@ fn a_receipt_of_a_node_that_could_not_be_reached_breaks_promise_3() {
     let reported = |from| {
         with(|history, node| {
             history.reports = vec![report(15, NodeReport::Receipt)];
-            node.isolations = vec![span(from, 16)];
+            node.isolations = vec![deaf(from, 16)];
         })
     };
     assert_eq!(reported(9), broken(3, "node-1, 2"));
