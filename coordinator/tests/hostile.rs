@@ -25,7 +25,7 @@ use rollcall_transport::ca::CaCertificate;
 use rollcall_transport::channel::{FrameReader, FrameWriter, priority, send_datagram};
 use rollcall_transport::close::{CloseCode, Closed};
 use rollcall_transport::endpoint::{
-    ARTIFACT_STREAMS_MAX, TwoWays, REPORT_STREAMS_MAX, agent_config, agent_endpoint, connect,
+    ARTIFACT_STREAMS_MAX, REPORT_STREAMS_MAX, TwoWays, agent_config, agent_endpoint, connect,
 };
 use rollcall_transport::enroll::enroll;
 use rollcall_transport::identity::{Identity, new_agent_key};

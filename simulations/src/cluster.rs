@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -65,14 +65,18 @@ pub struct Cluster {
     nodes: BTreeMap<u16, Process>,
 }
 
-fn node_name(index: u16) -> String {
+/// The name of a node.
+#[must_use]
+pub fn node_name(index: u16) -> String {
     format!("node-{}", index + 1)
 }
 
 /// A loopback port that is free for TCP and UDP. Chosen below the range from which the
 /// kernel gives ports to clients, so that no client's socket takes it before the server
 /// binds it.
-pub(crate) fn free_port(base: Option<u16>, offset: u16) -> Result<SocketAddr> {
+/// # Errors
+/// When none is free.
+pub fn free_port(base: Option<u16>, offset: u16) -> Result<SocketAddr> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if let Some(base) = base {
         return Ok(SocketAddr::from(([127, 0, 0, 1], base + offset)));
@@ -242,6 +246,43 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts the process of node `index + 1` through another program, such as
+    /// `unshare`, that turns into it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent_through(&mut self, index: u16, through: &[&str]) -> Result<()> {
+        let (program, arguments) = through.split_first().context("through no program")?;
+        let node = node_name(index);
+        let agent = self.programs.agent();
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .arg(agent.get_program())
+            .args(agent.get_args())
+            .args(["run", "--config"])
+            .arg(self.dir.join(&node).join("agent.toml"));
+        let log = self.dir.join(format!("{node}.log"));
+        self.nodes.insert(index, spawn(&mut command, &log)?);
+        Ok(())
+    }
+
+    /// The process of node `index + 1`, while nobody killed it.
+    #[must_use]
+    pub fn agent_pid(&self, index: u16) -> Option<u32> {
+        self.nodes.get(&index).map(|process| process.0.id())
+    }
+
+    /// How the process of node `index + 1` ended, if it did so by itself.
+    pub fn agent_ended(&mut self, index: u16) -> Option<ExitStatus> {
+        self.nodes.get_mut(&index)?.0.try_wait().ok().flatten()
+    }
+
+    /// How the coordinator ended, if it did so by itself.
+    pub fn coordinator_ended(&mut self) -> Option<ExitStatus> {
+        self.coordinator.as_mut()?.0.try_wait().ok().flatten()
+    }
+
     /// Kills an agent as a power cut would.
     pub fn kill_agent(&mut self, index: u16) {
         self.nodes.remove(&index);
@@ -257,7 +298,12 @@ impl Cluster {
         .await
     }
 
-    fn enroll(&self, index: u16, http: SocketAddr, coordinator: SocketAddr) -> Result<()> {
+    /// Enrols node `index + 1`, which answers at `http` and reaches the coordinator at
+    /// `coordinator`.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn enroll(&self, index: u16, http: SocketAddr, coordinator: SocketAddr) -> Result<()> {
         let node = node_name(index);
         let token: Value = self.json(&["token", "create", "--kind", "agent", "--name", &node])?;
         let token = token["token"]
@@ -394,7 +440,11 @@ fn run_command(command: &mut Command) -> Result<String> {
 }
 
 pub(crate) fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
-    let log = std::fs::File::create(log)?;
+    // Appended: what a process said before it was killed is wanted most.
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)?;
     let command = command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

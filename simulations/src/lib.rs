@@ -11,11 +11,13 @@
 //! | [`checkers`] | the promises, a file each |
 //! | [`trace`] | a line an event |
 //! | [`multicall`], [`cluster`], [`relay`], [`traffic`] | real processes, links that can be cut, and clients |
+//! | [`chaos`] | kill -9, pauses, cut links and spoilt disks on real processes |
 //! | [`demo`] | the whole story on one machine |
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
 //! | [`hostile`] | the same with bad neighbours |
 //! | [`storm`] | how fast a fleet is back after its coordinator was killed |
 
+pub mod chaos;
 pub mod checkers;
 pub mod clock;
 pub mod cluster;

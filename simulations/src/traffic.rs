@@ -102,6 +102,12 @@ impl Observer {
             .push(answer);
     }
 
+    /// Takes all answers so far out.
+    #[must_use]
+    pub fn take(&self) -> Vec<Answer> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Answers to requests that were sent at `from` or later.
     #[must_use]
     pub fn since(&self, from: Instant) -> Vec<Answer> {

@@ -5,12 +5,12 @@
 //! disk as files, and the index is made from them again whenever it is damaged, absent
 //! or behind. That matters because sled, given damaged files, panics in `open` or, worse,
 //! forgets what it had acknowledged. So it is read once, at start; the cache then works
-//! from memory and only writes to it. A write that fails costs the index for the rest of
-//! this run, and nothing else.
+//! from memory and only writes to it. A write that fails costs the index until the agent's
+//! state is to be kept again, and nothing else.
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,7 +74,8 @@ enum Opening {
 /// The index. All of it can be lost.
 #[derive(Debug)]
 pub(super) struct Index {
-    /// `None`: without an index until the next start.
+    dir: PathBuf,
+    /// `None`: without an index, until the state is to be kept again.
     db: Mutex<Option<sled::Db>>,
     /// Let go of after `db`, by whoever uses the index last. The system does it when the
     /// process ends, however it ends.
@@ -87,39 +88,16 @@ impl Index {
     /// Opens the index below `dir`, whose lock is `folder_lock`, and reads all of it. A
     /// damaged one is set aside and an empty one put in its place.
     pub(super) fn open(dir: &Path, folder_lock: File) -> Result<(Self, Vec<IndexRecord>), Held> {
-        let folder = dir.join("index");
-        let marker = dir.join("index.opening");
-        // Damage may end the process instead of unwinding (a huge allocation), or hang it
-        // until a watchdog ends it. The mark left behind says so to the next start.
-        if marker.exists() && folder.exists() {
-            put_aside(&folder, "the process ended while it opened it");
-        }
-        if let Err(error) = std::fs::write(&marker, b"") {
-            tracing::warn!("cannot write {}: {error}", marker.display());
-        }
-        let mut opening = open_when_free(&folder);
-        if let Opening::Damaged(why) = &opening {
-            put_aside(&folder, why);
-            opening = match open_when_free(&folder) {
-                // Where it could not be set aside, sled may not have let go of it.
-                Opening::Held => Opening::Impossible("it is still open".to_owned()),
-                opened @ (Opening::Good(..) | Opening::Damaged(_) | Opening::Impossible(_)) => {
-                    opened
-                }
-            };
-        }
-        if let Err(error) = remove(&marker) {
-            tracing::warn!("{error}: {}", error.kind());
-        }
-        let (db, records) = match opening {
+        let (db, records) = match open_or_replace(dir) {
             Opening::Good(db, records) => (Some(db), records),
             Opening::Damaged(why) | Opening::Impossible(why) => {
-                tracing::warn!("the agent runs without a cache index until its next start: {why}");
+                tracing::warn!("the agent runs without a cache index: {why}");
                 (None, Vec::new())
             }
             Opening::Held => return Err(Held),
         };
         let index = Self {
+            dir: dir.to_owned(),
             db: Mutex::new(db),
             _folder_lock: folder_lock,
             closed: CancellationToken::new().drop_guard(),
@@ -154,12 +132,33 @@ impl Index {
         });
     }
 
-    /// Keeps a second copy of the agent's state.
+    /// Keeps a second copy of the agent's state. An index that was lost to a failed write (a
+    /// full disk) is opened again for it: the state's own file was written just before, so
+    /// the disk works, and an old copy is worse than none on the day that file is damaged.
     pub(super) fn put_state(&self, bytes: &[u8]) {
-        self.change("write to", |db| {
-            db.insert(STATE_KEY, bytes)?;
-            db.flush().map(drop)
-        });
+        let put = || {
+            self.change("write to", |db| {
+                db.insert(STATE_KEY, bytes)?;
+                db.flush().map(drop)
+            })
+        };
+        if put().is_none() && self.open_again() {
+            put();
+        }
+    }
+
+    fn open_again(&self) -> bool {
+        let mut db = self.lock();
+        if let Opening::Good(opened, _) = open_or_replace(&self.dir) {
+            *db = Some(opened);
+        }
+        db.is_some()
+    }
+
+    /// What a failed write leaves behind.
+    #[cfg(test)]
+    pub(super) fn lose(&self) {
+        close(self.lock().take());
     }
 
     /// The second copy of the agent's state.
@@ -177,9 +176,7 @@ impl Index {
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panic,
         };
-        tracing::warn!(
-            "cannot {what} the cache index; the agent goes on without it until its next start: {why}"
-        );
+        tracing::warn!("cannot {what} the cache index; the agent goes on without it: {why}");
         close(db.take());
         None
     }
@@ -214,6 +211,33 @@ fn put_aside(folder: &Path, why: &str) {
             error.kind()
         ),
     }
+}
+
+/// Opens the index below `dir`; a damaged one is set aside and an empty one put in its place.
+fn open_or_replace(dir: &Path) -> Opening {
+    let folder = dir.join("index");
+    let marker = dir.join("index.opening");
+    // Damage may end the process instead of unwinding (a huge allocation), or hang it
+    // until a watchdog ends it. The mark left behind says so to the next start.
+    if marker.exists() && folder.exists() {
+        put_aside(&folder, "the process ended while it opened it");
+    }
+    if let Err(error) = std::fs::write(&marker, b"") {
+        tracing::warn!("cannot write {}: {error}", marker.display());
+    }
+    let mut opening = open_when_free(&folder);
+    if let Opening::Damaged(why) = &opening {
+        put_aside(&folder, why);
+        opening = match open_when_free(&folder) {
+            // Where it could not be set aside, sled may not have let go of it.
+            Opening::Held => Opening::Impossible("it is still open".to_owned()),
+            opened @ (Opening::Good(..) | Opening::Damaged(_) | Opening::Impossible(_)) => opened,
+        };
+    }
+    if let Err(error) = remove(&marker) {
+        tracing::warn!("{error}: {}", error.kind());
+    }
+    opening
 }
 
 #[expect(

@@ -102,6 +102,7 @@ impl StateStore {
             });
         }
         let copy = self.index.state().and_then(|bytes| decode(&bytes).ok());
+        let knew = copy.clone();
         let is_damaged = matches!(file, Some(Err(_)));
         if is_damaged {
             let aside = set_aside(&self.path)?;
@@ -123,6 +124,11 @@ impl StateStore {
         );
         if is_damaged {
             self.save(&state)?;
+        } else if knew.unwrap_or_default() != state {
+            // An index that was made anew has no copy yet: without one, the next damage to
+            // the file would cost every withdrawal.
+            self.index
+                .put_state(&encode(&state).map_err(StateError::Encode)?);
         }
         Ok(state)
     }

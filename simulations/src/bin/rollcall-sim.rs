@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::{Knob, Sabotage, Setup};
 use rollcall_simulations::fleet::versus::{Broker, Contest};
-use rollcall_simulations::{fleet, hostile, multicall, storm, world};
+use rollcall_simulations::{chaos, fleet, hostile, multicall, storm, world};
 use serde::Serialize;
 
 /// Simulates a whole fleet.
@@ -48,6 +48,8 @@ enum Command {
         #[command(flatten)]
         run: RunArguments,
     },
+    /// Real processes under kill -9, pauses, lossy and cut links, full and damaged disks
+    Chaos(chaos::Arguments),
     /// Measure how fast a rollback spreads, over real QUIC on loopback
     Fleet {
         /// How many agents
@@ -130,6 +132,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Hostile(arguments) => hostile::main(&arguments),
         Command::Storm(arguments) => storm::main(&arguments),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
+        Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Fleet {
             agents,
             rounds,

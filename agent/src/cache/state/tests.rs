@@ -171,3 +171,28 @@ fn more_withdrawals_than_one_frame_holds_are_kept() {
     assert_eq!(decode(&bytes).unwrap(), many);
     let _: &BTreeMap<_, _> = &many.assignments;
 }
+
+#[test]
+fn an_index_that_was_made_anew_gets_its_copy_at_once_and_not_at_the_next_change() {
+    let disk = Disk::new();
+    let saved = state(&[assignment(1, 7)], &[withdrawal(1, 3)]);
+    disk.store().save(&saved).unwrap();
+    std::fs::remove_dir_all(disk.dir.path().join("index")).unwrap();
+    assert_eq!(disk.store().load().unwrap(), saved);
+    // Before anything changes, the file goes too.
+    std::fs::write(disk.file(), b"damaged").unwrap();
+    assert_eq!(disk.store().load().unwrap(), saved);
+}
+
+#[test]
+fn an_index_that_a_full_disk_cost_is_opened_again_for_the_next_state() {
+    let disk = Disk::new();
+    let store = disk.store();
+    store.save(&state(&[assignment(1, 7)], &[])).unwrap();
+    store.index.lose();
+    let newer = state(&[assignment(1, 8)], &[withdrawal(1, 3)]);
+    store.save(&newer).unwrap();
+    drop(store);
+    std::fs::write(disk.file(), b"damaged").unwrap();
+    assert_eq!(disk.store().load().unwrap(), newer);
+}
