@@ -3,31 +3,18 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`explore`] | many seeds, on all cores |
-//! | [`world`] | one run: event loop, processes, weather, phase 2 |
-//! | [`faults`], [`seed`] | what can go wrong, drawn from the seed |
-//! | [`network`], [`disk`], [`clock`], [`schedule`] | what shells stand on |
-//! | [`workload`] | the operator |
-//! | [`checkers`] | the promises, a file each |
-//! | [`trace`] | a line an event |
+//! | `rollcall_explorer` | the deterministic world, a crate of its own that rebuilds in seconds |
 //! | [`multicall`], [`cluster`], [`relay`], [`traffic`] | real processes, links that can be cut, and clients |
 //! | [`demo`] | the whole story on one machine |
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
 
-pub mod checkers;
-pub mod clock;
+pub use rollcall_explorer::{
+    checkers, clock, disk, explore, faults, network, schedule, seed, trace, workload, world,
+};
+
 pub mod cluster;
 pub mod demo;
-pub mod disk;
-pub mod explore;
-pub mod faults;
 pub mod fleet;
 pub mod multicall;
-pub mod network;
 pub mod relay;
-pub mod schedule;
-pub mod seed;
-pub mod trace;
 pub mod traffic;
-pub mod workload;
-pub mod world;
