@@ -9,6 +9,7 @@
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
 
 pub use rollcall_explorer::{
+    arguments,
     checkers, clock, disk, explore, faults, network, schedule, seed, trace, workload, world,
 };
 

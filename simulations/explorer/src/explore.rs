@@ -38,6 +38,21 @@ pub struct Summary<'a> {
     pub wall_s: f64,
 }
 
+impl<'a> Summary<'a> {
+    /// What came of it in figures; `wall` is how long it took.
+    #[must_use]
+    pub fn of(explored: &'a Explored, from: u64, wall: Duration) -> Self {
+        Self {
+            seeds: explored.seeds,
+            from,
+            violations: &explored.broken,
+            events: explored.events,
+            simulated_s: explored.simulated.as_secs_f64(),
+            wall_s: wall.as_secs_f64(),
+        }
+    }
+}
+
 /// Runs `seeds` seeds from `from` on; `each` is told of every run that is over. Stops
 /// early once `enough` runs were broken.
 pub fn explore(

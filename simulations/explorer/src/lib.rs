@@ -14,6 +14,7 @@
 //! Deliberately absent: any runtime, socket, file or real clock. The crate knows the words
 //! and the two cores, so that a change in a core is explored seconds after it was made.
 
+pub mod arguments;
 pub mod checkers;
 pub mod clock;
 pub mod disk;

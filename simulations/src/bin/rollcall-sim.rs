@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use rollcall_simulations::arguments::RunArguments;
 use rollcall_simulations::explore::{Summary, describe, explore};
-use rollcall_simulations::faults::{Knob, Sabotage, Setup};
+use rollcall_simulations::faults::Knob;
 use rollcall_simulations::{fleet, multicall, world};
 
 /// Simulates a whole fleet.
@@ -65,36 +66,10 @@ enum Command {
     },
 }
 
-#[derive(clap::Args)]
-struct RunArguments {
-    /// How many agents
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    agents: u16,
-    /// How long faults rage, in simulated hours
-    #[arg(long, default_value_t = 0.1)]
-    hours: f64,
-    /// Take a guard away, to see whether it is noticed
-    #[arg(long)]
-    sabotage: Option<Sabotage>,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
     Json,
-}
-
-impl RunArguments {
-    fn setup(&self, trace: bool) -> anyhow::Result<Setup> {
-        let faults_for = Duration::try_from_secs_f64(self.hours * 3_600.0)
-            .context("--hours must be a positive number, e.g. .1")?;
-        Ok(Setup {
-            agents: usize::from(self.agents),
-            faults_for,
-            sabotage: self.sabotage,
-            trace,
-        })
-    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -156,7 +131,7 @@ fn explore_seeds(
     run: &RunArguments,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let setup = run.setup(false)?;
+    let setup = run.setup(false);
     let began = std::time::Instant::now();
     let bar = if std::io::stderr().is_terminal() {
         indicatif::ProgressBar::new(seeds)
@@ -165,36 +140,27 @@ fn explore_seeds(
     };
     let explored = explore(from, seeds, &setup, usize::MAX, |_| bar.inc(1));
     bar.finish_and_clear();
-    let wall_s = began.elapsed().as_secs_f64();
-    let simulated_s = explored.simulated.as_secs_f64();
-    let (violations, events) = (&explored.broken[..], explored.events);
+    let summary = Summary::of(&explored, from, began.elapsed());
     match output {
-        Output::Json => {
-            let summary = Summary {
-                seeds: explored.seeds,
-                from,
-                violations,
-                events,
-                simulated_s,
-                wall_s,
-            };
-            println!("{}", serde_json::to_string(&summary)?);
-        }
+        Output::Json => println!("{}", serde_json::to_string(&summary)?),
         Output::Table => {
-            for outcome in violations {
+            for outcome in &explored.broken {
                 println!("{}", describe(outcome, &setup));
             }
             for (knob, count) in explored.fired.counts() {
                 println!("{count:>12} {knob:?}");
             }
-            let broken = violations.len();
             println!(
-                "{} seeds from {from}: {broken} broken, {events} events, {simulated_s:.0} s simulated in {wall_s:.1} s",
-                explored.seeds
+                "{} seeds from {from}: {} broken, {} events, {:.0} s simulated in {:.1} s",
+                summary.seeds,
+                explored.broken.len(),
+                summary.events,
+                summary.simulated_s,
+                summary.wall_s
             );
         }
     }
-    Ok(if violations.is_empty() {
+    Ok(if explored.broken.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -205,7 +171,7 @@ fn explore_seeds(
 const TAIL: usize = 60;
 
 fn replay(seed: u64, trace: Option<PathBuf>, run: &RunArguments) -> anyhow::Result<ExitCode> {
-    let setup = run.setup(true)?;
+    let setup = run.setup(true);
     let outcome = world::run(seed, &setup);
     if let Some(path) = trace {
         std::fs::write(&path, outcome.trace.join("\n") + "\n")

@@ -3,7 +3,7 @@
 //! A node knows from the moment its core was told, for as long as the process lives;
 //! and from the moment its disk holds it, for ever.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::Route;
@@ -15,7 +15,7 @@ use super::{Use, Verdicts};
 #[derive(Debug)]
 pub struct WithdrawnStaysWithdrawn {
     told: Vec<BTreeSet<VersionRef>>,
-    on_disk: Vec<BTreeMap<VersionRef, Withdrawal>>,
+    on_disk: Vec<BTreeSet<Withdrawal>>,
     known: Vec<BTreeSet<VersionRef>>,
 }
 
@@ -25,7 +25,7 @@ impl WithdrawnStaysWithdrawn {
     pub fn new(nodes: usize) -> Self {
         Self {
             told: vec![BTreeSet::new(); nodes],
-            on_disk: vec![BTreeMap::new(); nodes],
+            on_disk: vec![BTreeSet::new(); nodes],
             known: vec![BTreeSet::new(); nodes],
         }
     }
@@ -48,9 +48,10 @@ impl WithdrawnStaysWithdrawn {
     }
 
     pub(super) fn persisted(&mut self, node: usize, state: &DurableState, verdicts: &mut Verdicts) {
-        let lost = self.on_disk[node]
-            .values()
-            .find(|w| !state.withdrawals.contains(w));
+        if state.withdrawals == self.on_disk[node] {
+            return;
+        }
+        let lost = self.on_disk[node].difference(&state.withdrawals).next();
         if let Some(lost) = lost {
             let what = format!(
                 "its disk held the withdrawal of {} and lost it",
@@ -58,9 +59,8 @@ impl WithdrawnStaysWithdrawn {
             );
             verdicts.broken(2, Some(node), what);
         }
-        if state.withdrawals.len() > self.on_disk[node].len() {
-            for withdrawal in &state.withdrawals {
-                self.on_disk[node].insert(withdrawal.withdrawn, withdrawal.clone());
+        for withdrawal in &state.withdrawals {
+            if self.on_disk[node].insert(withdrawal.clone()) {
                 self.known[node].insert(withdrawal.withdrawn);
             }
         }
@@ -68,7 +68,7 @@ impl WithdrawnStaysWithdrawn {
 
     pub(super) fn process_started(&mut self, node: usize) {
         self.told[node].clear();
-        self.known[node] = self.on_disk[node].keys().copied().collect();
+        self.known[node] = self.on_disk[node].iter().map(|w| w.withdrawn).collect();
     }
 
     pub(super) fn state_lost(&mut self, node: usize) {
