@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::faults::{Sabotage, Setup};
+use crate::faults::{Hazards, Sabotage, Setup, parse_hazards};
 
 /// What a run is given on a command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -16,6 +16,9 @@ pub struct RunArguments {
     /// Take a guard of the shells away, to see whether it is noticed
     #[arg(long)]
     pub sabotage: Option<Sabotage>,
+    /// Leave out what the seed drew of these, e.g. loss,replays
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = parse_hazards)]
+    pub without: Hazards,
 }
 
 fn hours(text: &str) -> Result<Duration, String> {
@@ -33,6 +36,7 @@ impl RunArguments {
             agents: usize::from(self.agents),
             faults_for: self.hours,
             sabotage: self.sabotage,
+            without: self.without,
             trace,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::checkers::LIVENESS;
+use crate::checkers::promise_name;
 use crate::faults::{Fired, Setup};
 use crate::world::{self, Outcome, START};
 
@@ -111,10 +111,7 @@ pub fn describe(outcome: &Outcome, setup: &Setup) -> String {
     for violation in &outcome.violations {
         let node = violation.node.as_deref().unwrap_or("coordinator");
         let at = violation.at.since(START).as_secs_f64();
-        let promise = match violation.promise {
-            LIVENESS => "liveness".to_owned(),
-            number => format!("promise {number}"),
-        };
+        let promise = promise_name(violation.promise);
         let _ = writeln!(
             text,
             "{promise} broken at {at:.6} s on {node}: {}",
@@ -127,9 +124,14 @@ pub fn describe(outcome: &Outcome, setup: &Setup) -> String {
         let value = clap::ValueEnum::to_possible_value(&sabotage)?;
         Some(format!(" --sabotage {}", value.get_name()))
     });
+    let without = if setup.without.is_empty() {
+        String::new()
+    } else {
+        format!(" --without {}", setup.without)
+    };
     let _ = writeln!(
         text,
-        "replay: rollcall-sim replay {} --agents {} --hours {hours:.4}{} --trace /tmp/trace.txt",
+        "replay: rollcall-sim replay {} --agents {} --hours {hours}{}{without} --trace /tmp/trace.txt",
         outcome.seed,
         setup.agents,
         sabotage.unwrap_or_default()

@@ -59,6 +59,8 @@ pub enum Event {
     AgentResumes { node: usize, epoch: u64 },
     /// The weather changes for the coordinator.
     CoordinatorFault { kind: FaultKind },
+    /// The coordinator's machine is gone, or another one takes its place.
+    Blackout { over: bool },
     /// A process is started.
     CoordinatorStarts,
     /// A stopped process goes on.

@@ -84,6 +84,12 @@ impl GenerationsOnlyGrow {
         }
     }
 
+    /// Somebody else sends to a node.
+    pub fn forged(&mut self, node: usize, assignment: &Assignment) {
+        let candidate = assignment.candidate.map(|c| (assignment.generation, c.version));
+        self.sent_candidates[node].extend(candidate);
+    }
+
     /// An agent puts a route in place.
     pub fn swapped(&mut self, node: usize, route: &Route, verdicts: &mut Verdicts) {
         if let Err(before) = raise(&mut self.in_route[node], &route.model, route.generation) {

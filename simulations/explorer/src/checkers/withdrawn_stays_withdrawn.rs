@@ -1,13 +1,16 @@
 //! Promise 2: what a node knows to be withdrawn never serves there again.
 //!
 //! A node knows from the moment its core was told, for as long as the process lives;
-//! and from the moment its disk holds it, for ever.
+//! and from the moment its disk holds it, for ever. The coordinator knows what its journal
+//! says it withdrew itself (what it adopted may still wait for the agent's next word).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::Route;
-use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_coordinator_core::record::{Event, Record};
+use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
+use rollcall_shared::ids::Generation;
 
 use super::{Use, Verdicts};
 
@@ -17,6 +20,15 @@ pub struct WithdrawnStaysWithdrawn {
     told: Vec<BTreeSet<VersionRef>>,
     on_disk: Vec<BTreeSet<Withdrawal>>,
     known: Vec<BTreeSet<VersionRef>>,
+    /// By the present journal, and from which generation on.
+    in_journal: BTreeMap<VersionRef, Generation>,
+}
+
+/// All versions of an assignment, in whatever role.
+fn named(assignment: &Assignment) -> impl Iterator<Item = VersionRef> {
+    let candidate = assignment.candidate.map(|c| c.version);
+    let roles = [assignment.stable, assignment.previous, candidate];
+    roles.into_iter().flatten()
 }
 
 impl WithdrawnStaysWithdrawn {
@@ -27,6 +39,7 @@ impl WithdrawnStaysWithdrawn {
             told: vec![BTreeSet::new(); nodes],
             on_disk: vec![BTreeSet::new(); nodes],
             known: vec![BTreeSet::new(); nodes],
+            in_journal: BTreeMap::new(),
         }
     }
 
@@ -34,6 +47,45 @@ impl WithdrawnStaysWithdrawn {
     #[must_use]
     pub fn known_to(&self, node: usize) -> &BTreeSet<VersionRef> {
         &self.known[node]
+    }
+
+    pub(super) fn durable(&mut self, record: &Record, verdicts: &mut Verdicts) {
+        let named = match &record.event {
+            Event::Withdrawn { withdrawal, .. } => {
+                let (version, generation) = (withdrawal.withdrawn, withdrawal.generation);
+                self.in_journal.entry(version).or_insert(generation);
+                withdrawal.serving
+            }
+            Event::RolloutStarted { candidate, .. } => Some(*candidate),
+            _ => None,
+        };
+        if let Some(named) = named.filter(|version| self.in_journal.contains_key(version)) {
+            let what = format!(
+                "record {} names {}, which the journal withdrew",
+                record.seq, named.version
+            );
+            verdicts.broken(2, None, what);
+        }
+    }
+
+    pub(super) fn backup_restored(&mut self) {
+        self.in_journal.clear();
+    }
+
+    /// The coordinator sends a node its work. What it decided in the same breath may be older
+    /// than the withdrawal that went ahead of it; the node tells by the generation.
+    pub fn sent(&self, node: usize, assignment: &Assignment, verdicts: &mut Verdicts) {
+        let is_withdrawn = |version: &VersionRef| {
+            let from = self.in_journal.get(version);
+            from.is_some_and(|from| *from <= assignment.generation)
+        };
+        if let Some(named) = named(assignment).find(is_withdrawn) {
+            let what = format!(
+                "it is sent {}@{}, which the journal withdrew",
+                assignment.model, named.version
+            );
+            verdicts.broken(2, Some(node), what);
+        }
     }
 
     pub(super) fn told<'a>(
@@ -48,6 +100,16 @@ impl WithdrawnStaysWithdrawn {
     }
 
     pub(super) fn persisted(&mut self, node: usize, state: &DurableState, verdicts: &mut Verdicts) {
+        let named: Vec<VersionRef> = state.assignments.values().flat_map(named).collect();
+        let mut withdrawals = state.withdrawals.iter();
+        let broken = withdrawals.find(|w| named.contains(&w.withdrawn));
+        if let Some(withdrawal) = broken {
+            let what = format!(
+                "its disk holds an assignment of {}, and its withdrawal",
+                withdrawal.withdrawn.version
+            );
+            verdicts.broken(2, Some(node), what);
+        }
         if state.withdrawals == self.on_disk[node] {
             return;
         }

@@ -28,6 +28,8 @@ pub(crate) struct CoordinatorProcess {
     pub(super) epoch: u64,
     pub(crate) core: Option<Coordinator>,
     pub(super) paused: bool,
+    /// There is no machine to start it on.
+    pub(super) dark: bool,
     pub(crate) clock: Clock,
     pub(crate) journal: Journal,
     /// The journal's beginning, folded: nobody reads a year of records at every start.
@@ -50,6 +52,7 @@ impl CoordinatorProcess {
             epoch: 0,
             core: None,
             paused: false,
+            dark: false,
             clock: Clock::new(START, START, 0.0),
             journal: Journal::default(),
             snapshot: State::default(),
@@ -88,7 +91,7 @@ impl World {
     /// A process begins with the journal, or with an old backup of it.
     pub(crate) fn start_coordinator(&mut self) {
         let now = self.schedule.now();
-        if self.coordinator.core.is_some() {
+        if self.coordinator.core.is_some() || self.coordinator.dark {
             return;
         }
         if now > START && !self.is_healed() {

@@ -18,6 +18,9 @@ use crate::world::World;
 /// Old messages that can be delivered again.
 const REPLAYABLE_MAX: usize = 32;
 
+/// No coordinator of the same past gives these generations to something else.
+const STRANGERS_AHEAD: u64 = 1_000;
+
 impl World {
     /// Tries to connect, unless stopped or connected.
     pub(crate) fn dial(&mut self, node: usize, epoch: u64) {
@@ -25,6 +28,10 @@ impl World {
         if agent.epoch != epoch || agent.link.is_some() || !agent.is_up() {
             return;
         }
+        let failures = self.agents[node].attempts;
+        self.agents[node].attempts += 1;
+        let verdicts = &mut self.checkers.verdicts;
+        self.checkers.reconnects.attempted(failures, verdicts);
         let trip = self.network.delay(&self.options) * 3;
         self.schedule.after(trip, Event::Handshake { node, epoch });
     }
@@ -146,6 +153,34 @@ impl World {
         }
         self.deliver_to_agent(node, message);
         self.replay_old_message(node);
+        self.hear_a_stranger(node);
+    }
+
+    /// A coordinator that was brought back beside the present one, from a backup without the
+    /// withdrawals but far ahead in generations, says again what the node knows to be over.
+    fn hear_a_stranger(&mut self, node: usize) {
+        let agent = &mut self.agents[node];
+        if !agent.is_up() || !agent.strangers.chance(self.options.stale_words) {
+            return;
+        }
+        let held = agent.disk.synced();
+        let withdrawn = |version| held.withdrawals.iter().any(|w| w.withdrawn == version);
+        let old = agent.replayable.iter().find_map(|message| match message {
+            ToAgent::Assign(old) => {
+                let candidate = old.candidate.map(|c| c.version);
+                let mut named = old.stable.into_iter().chain(candidate);
+                named.any(withdrawn).then(|| old.clone())
+            }
+            _ => None,
+        });
+        let Some(mut word) = old else {
+            return;
+        };
+        let generation = held.assignments.get(&word.model).map(|a| a.generation);
+        word.generation.0 = generation.unwrap_or_default().0 + STRANGERS_AHEAD;
+        self.fired.hit(Knob::StaleWord);
+        self.checkers.generations.forged(node, &word);
+        self.tell_agent(node, Input::Assign(word));
     }
 
     fn deliver_to_agent(&mut self, node: usize, message: ToAgent) {
