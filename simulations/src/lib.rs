@@ -7,6 +7,7 @@
 //! | [`multicall`], [`cluster`], [`relay`], [`traffic`] | real processes, links that can be cut, and clients |
 //! | [`demo`] | the whole story on one machine |
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
+//! | [`mutants`] | faults planted in the source that ships, and who notices |
 
 pub use rollcall_explorer::{
     arguments,
@@ -16,6 +17,7 @@ pub use rollcall_explorer::{
 pub mod cluster;
 pub mod demo;
 pub mod fleet;
+pub mod mutants;
 pub mod multicall;
 pub mod relay;
 pub mod traffic;

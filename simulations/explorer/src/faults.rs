@@ -148,7 +148,7 @@ impl Options {
             blackouts: if later.chance(0.15) { 1.0 } else { 0.0 },
             longer_plans: often(later, 0.4, 1.0),
             repushes: often(later, 0.4, 0.5),
-            stale_words: often(later, 0.3, 0.05),
+            stale_words: often(later, 0.3, 0.5),
         }
     }
 

@@ -101,6 +101,12 @@ impl GenerationsOnlyGrow {
         }
     }
 
+    /// The newest generation of which a node gave its word.
+    #[must_use]
+    pub fn last_receipt(&self, node: usize, model: &ModelName) -> Option<Generation> {
+        self.receipted[node].get(model).copied()
+    }
+
     /// An agent sends its word.
     pub fn receipted(
         &mut self,

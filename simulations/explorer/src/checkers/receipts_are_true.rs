@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::{CandidateUsage, Route};
-use rollcall_shared::ids::ModelName;
+use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::report::{Receipt, Role, Serving};
 
 use super::Verdicts;
 
-/// A node gives its word, with these routes in place and this on its disk.
+/// A node gives its word, with these routes in place and this on its disk. What it said
+/// `before` it may say again while another version stands in: a withdrawal can change what a
+/// generation comes to, and the word names the version.
 pub fn said(
     node: usize,
     receipt: &Receipt,
     routes: &BTreeMap<ModelName, (Route, [u8; 8])>,
     disk: &DurableState,
+    before: Option<Generation>,
     verdicts: &mut Verdicts,
 ) {
     let model = &receipt.model;
@@ -40,7 +43,7 @@ pub fn said(
     let reached = assigned.is_none_or(|assigned| {
         assigned.generation != receipt.generation || assigned.stable == stable.map(|s| s.version)
     });
-    if !reached {
+    if !reached && before < Some(receipt.generation) {
         broken(format!(
             "it says that it serves generation {} of {model}, whose stable version it does not",
             receipt.generation

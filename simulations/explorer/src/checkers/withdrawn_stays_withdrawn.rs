@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
-use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
-use rollcall_shared::ids::Generation;
+use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 
 use super::{Use, Verdicts};
 
@@ -20,8 +19,8 @@ pub struct WithdrawnStaysWithdrawn {
     told: Vec<BTreeSet<VersionRef>>,
     on_disk: Vec<BTreeSet<Withdrawal>>,
     known: Vec<BTreeSet<VersionRef>>,
-    /// By the present journal, and from which generation on.
-    in_journal: BTreeMap<VersionRef, Generation>,
+    /// By the present journal.
+    in_journal: BTreeMap<VersionRef, Withdrawal>,
 }
 
 /// All versions of an assignment, in whatever role.
@@ -52,8 +51,8 @@ impl WithdrawnStaysWithdrawn {
     pub(super) fn durable(&mut self, record: &Record, verdicts: &mut Verdicts) {
         let named = match &record.event {
             Event::Withdrawn { withdrawal, .. } => {
-                let (version, generation) = (withdrawal.withdrawn, withdrawal.generation);
-                self.in_journal.entry(version).or_insert(generation);
+                let known = self.in_journal.entry(withdrawal.withdrawn);
+                known.or_insert_with(|| withdrawal.clone());
                 withdrawal.serving
             }
             Event::RolloutStarted { candidate, .. } => Some(*candidate),
@@ -77,7 +76,7 @@ impl WithdrawnStaysWithdrawn {
     pub fn sent(&self, node: usize, assignment: &Assignment, verdicts: &mut Verdicts) {
         let is_withdrawn = |version: &VersionRef| {
             let from = self.in_journal.get(version);
-            from.is_some_and(|from| *from <= assignment.generation)
+            from.is_some_and(|from| from.generation <= assignment.generation)
         };
         if let Some(named) = named(assignment).find(is_withdrawn) {
             let what = format!(
@@ -85,6 +84,25 @@ impl WithdrawnStaysWithdrawn {
                 assignment.model, named.version
             );
             verdicts.broken(2, Some(node), what);
+        }
+    }
+
+    /// The coordinator sends a node all that it must know of some models.
+    pub fn sent_snapshot(&self, node: usize, snapshot: &Snapshot, verdicts: &mut Verdicts) {
+        for assignment in &snapshot.assignments {
+            self.sent(node, assignment, verdicts);
+            let untold = self.in_journal.values().find(|w| {
+                w.model == assignment.model
+                    && w.generation <= assignment.generation
+                    && !snapshot.withdrawals.contains(w)
+            });
+            if let Some(untold) = untold {
+                let what = format!(
+                    "it is sent a snapshot of {} without the withdrawal of {}",
+                    untold.model, untold.withdrawn.version
+                );
+                verdicts.broken(2, Some(node), what);
+            }
         }
     }
 

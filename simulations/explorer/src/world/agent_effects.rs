@@ -106,8 +106,9 @@ impl World {
         let agent = &self.agents[node];
         let disk = agent.disk.synced();
         for receipt in receipts {
+            let before = self.checkers.generations.last_receipt(node, &receipt.model);
             let verdicts = &mut self.checkers.verdicts;
-            receipts_are_true::said(node, receipt, &agent.routes, disk, verdicts);
+            receipts_are_true::said(node, receipt, &agent.routes, disk, before, verdicts);
         }
     }
 

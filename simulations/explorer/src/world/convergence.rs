@@ -16,7 +16,7 @@ use crate::network::Direction;
 use crate::schedule::Event;
 use crate::seed::Draws;
 use crate::workload::Operator;
-use crate::world::{AgentProcess, World};
+use crate::world::World;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -193,9 +193,6 @@ impl World {
         if let Some(missing) = self.what_is_missing() {
             return Progress::Waits(missing);
         }
-        if let Some(untold) = self.untold_withdrawal() {
-            return Progress::Waits(untold);
-        }
         if let Some(forgotten) = self.forgotten_withdrawal() {
             return Progress::Waits(forgotten);
         }
@@ -270,20 +267,6 @@ impl World {
             }
         }
         None
-    }
-
-    /// Whatever the coordinator withdrew itself must be on every node's disk.
-    fn untold_withdrawal(&self) -> Option<String> {
-        let records = self.coordinator.journal.synced().iter();
-        let mut withdrawn = records.filter_map(|record| match &record.event {
-            Recorded::Withdrawn { withdrawal, .. } => Some(withdrawal),
-            _ => None,
-        });
-        withdrawn.find_map(|withdrawal| {
-            let kept = |agent: &&AgentProcess| agent.disk.synced().withdrawals.contains(withdrawal);
-            let untold = self.agents.iter().find(|agent| !kept(agent))?;
-            Some(format!("{} does not know of {withdrawal:?}", untold.name))
-        })
     }
 
     /// Withdrawals that an agent keeps must have come back to the coordinator.

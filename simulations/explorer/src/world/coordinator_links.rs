@@ -40,15 +40,15 @@ impl World {
         self.checkers
             .generations
             .sent(node, message, &mut self.checkers.verdicts);
-        let assignments = match message {
-            ToAgent::Welcome(welcome) => &welcome.snapshot.assignments,
-            ToAgent::Sync(snapshot) => &snapshot.assignments,
-            ToAgent::Assign(assignment) => std::slice::from_ref(assignment),
-            _ => &[],
-        };
-        for assignment in assignments {
-            let verdicts = &mut self.checkers.verdicts;
-            self.checkers.withdrawn.sent(node, assignment, verdicts);
+        let verdicts = &mut self.checkers.verdicts;
+        let withdrawn = &self.checkers.withdrawn;
+        match message {
+            ToAgent::Welcome(welcome) => {
+                withdrawn.sent_snapshot(node, &welcome.snapshot, verdicts);
+            }
+            ToAgent::Sync(snapshot) => withdrawn.sent_snapshot(node, snapshot, verdicts),
+            ToAgent::Assign(assignment) => withdrawn.sent(node, assignment, verdicts),
+            _ => {}
         }
         let world = (&self.options, &mut self.schedule, &mut self.fired);
         if matches!(message, ToAgent::HeartbeatAnswer(_)) {

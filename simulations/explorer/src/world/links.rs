@@ -8,6 +8,7 @@ use rollcall_agent_core::effect::Effect;
 use rollcall_agent_core::input::Input;
 use rollcall_shared::assignment::Assignment;
 use rollcall_shared::codec;
+use rollcall_shared::ids::Generation;
 use rollcall_shared::wire::ToAgent;
 
 use crate::faults::{Knob, Sabotage};
@@ -71,6 +72,7 @@ impl World {
         if self.agents[node].link == Some(link) {
             self.agents[node].link = None;
             self.tell_agent(node, Input::Disconnected);
+            self.hear_a_stranger(node);
             self.dial_later(node, Duration::ZERO);
         }
     }
@@ -153,31 +155,37 @@ impl World {
         }
         self.deliver_to_agent(node, message);
         self.replay_old_message(node);
-        self.hear_a_stranger(node);
     }
 
     /// A coordinator that was brought back beside the present one, from a backup without the
-    /// withdrawals but far ahead in generations, says again what the node knows to be over.
+    /// withdrawals but far ahead in generations, answered while the present one did not, and
+    /// says again what the node knows to be over.
     fn hear_a_stranger(&mut self, node: usize) {
         let agent = &mut self.agents[node];
         if !agent.is_up() || !agent.strangers.chance(self.options.stale_words) {
             return;
         }
-        let held = agent.disk.synced();
-        let withdrawn = |version| held.withdrawals.iter().any(|w| w.withdrawn == version);
-        let old = agent.replayable.iter().find_map(|message| match message {
+        let state = agent.disk.synced();
+        let over = |version| state.withdrawals.iter().any(|w| w.withdrawn == version);
+        let mut words = agent.replayable.iter().filter_map(|message| match message {
             ToAgent::Assign(old) => {
-                let candidate = old.candidate.map(|c| c.version);
-                let mut named = old.stable.into_iter().chain(candidate);
-                named.any(withdrawn).then(|| old.clone())
+                let held = state.assignments.get(&old.model)?;
+                let stable = old.stable.filter(|stable| over(*stable));
+                let candidate = old.candidate.filter(|c| over(c.version));
+                let says_something = stable.is_some() || candidate.is_some();
+                // Nothing else comes back: the present coordinator could not know of that.
+                says_something.then(|| Assignment {
+                    generation: Generation(held.generation.0 + STRANGERS_AHEAD),
+                    stable: stable.or(held.stable),
+                    candidate,
+                    ..held.clone()
+                })
             }
             _ => None,
         });
-        let Some(mut word) = old else {
+        let Some(word) = words.next() else {
             return;
         };
-        let generation = held.assignments.get(&word.model).map(|a| a.generation);
-        word.generation.0 = generation.unwrap_or_default().0 + STRANGERS_AHEAD;
         self.fired.hit(Knob::StaleWord);
         self.checkers.generations.forged(node, &word);
         self.tell_agent(node, Input::Assign(word));
