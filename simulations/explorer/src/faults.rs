@@ -226,6 +226,8 @@ knobs! {
     FrameHeldByPartition,
     /// One side gave a connection up while the other still believed in it.
     HalfOpen,
+    /// A new coordinator process did not know an agent's connection and said so.
+    Reset,
     /// An agent connected again before the coordinator gave its last connection up.
     Superseded,
     /// A handshake failed.

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use rollcall_simulations::arguments::RunArguments;
 use rollcall_simulations::explore::{Summary, describe, explore};
 use rollcall_simulations::faults::Knob;
-use rollcall_simulations::{fleet, multicall, world};
+use rollcall_simulations::{fleet, multicall, mutants, world};
 
 /// Simulates a whole fleet.
 #[derive(Parser)]
@@ -45,6 +46,15 @@ enum Command {
         trace: Option<PathBuf>,
         #[command(flatten)]
         run: RunArguments,
+    },
+    /// Plant known faults in the source that ships, and see whether they are noticed
+    Mutants {
+        /// This one and no other
+        #[arg(long)]
+        only: Option<String>,
+        /// How to print; the default is a table
+        #[arg(short, long, default_value = "table")]
+        output: Output,
     },
     /// Measure how fast a rollback spreads, over real QUIC on loopback
     Fleet {
@@ -84,6 +94,7 @@ fn main() -> anyhow::Result<ExitCode> {
             output,
         } => explore_seeds(seeds, from, &run, output),
         Command::Replay { seed, trace, run } => replay(seed, trace, &run),
+        Command::Mutants { only, output } => plant_mutants(only.as_deref(), output),
         Command::Fleet {
             agents,
             rounds,
@@ -105,12 +116,35 @@ fn main() -> anyhow::Result<ExitCode> {
     }
 }
 
-fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<ExitCode> {
-    let bar = if std::io::stderr().is_terminal() {
-        indicatif::ProgressBar::new(0)
+/// Shown on a terminal, silent in a pipe.
+fn progress(length: u64) -> ProgressBar {
+    if std::io::stderr().is_terminal() {
+        ProgressBar::new(length)
     } else {
-        indicatif::ProgressBar::hidden()
-    };
+        ProgressBar::hidden()
+    }
+}
+
+fn plant_mutants(only: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
+    let checkout = mutants::checkout_of(&std::env::current_dir()?)?;
+    let bar = progress(0).with_style(ProgressStyle::with_template(
+        "[{elapsed_precise}] {pos}/{len} {wide_bar} {msg}",
+    )?);
+    let report = mutants::run(&checkout, only, &bar)?;
+    bar.finish_and_clear();
+    match output {
+        Output::Json => println!("{}", serde_json::to_string(&report)?),
+        Output::Table => print!("{report}"),
+    }
+    Ok(if report.survivors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<ExitCode> {
+    let bar = progress(0);
     let runtime = tokio::runtime::Runtime::new()?;
     let figures = runtime.block_on(fleet::run(options, multicall::Programs::here()?, &bar))?;
     bar.finish_and_clear();
@@ -133,11 +167,7 @@ fn explore_seeds(
 ) -> anyhow::Result<ExitCode> {
     let setup = run.setup(false);
     let began = std::time::Instant::now();
-    let bar = if std::io::stderr().is_terminal() {
-        indicatif::ProgressBar::new(seeds)
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let bar = progress(seeds);
     let explored = explore(from, seeds, &setup, usize::MAX, |_| bar.inc(1));
     bar.finish_and_clear();
     let summary = Summary::of(&explored, from, began.elapsed());

@@ -9,7 +9,7 @@ use crate::seed::Draws;
 use crate::world::World;
 
 /// The longest.
-const BLACKOUT: Duration = Duration::from_secs(120);
+const BLACKOUT: Duration = Duration::from_secs(160);
 
 impl World {
     /// Whether phase 2 has begun.
@@ -29,8 +29,8 @@ impl World {
         }
         let mut draws = Draws::child(self.seed, "blackout");
         if draws.chance(self.options.blackouts) {
-            let begins = calm + self.setup.faults_for.mul_f64(draws.real(0.1, 0.7));
-            let lasts = draws.between(BLACKOUT / 3, BLACKOUT);
+            let begins = calm + self.setup.faults_for.mul_f64(draws.real(0.0, 0.3));
+            let lasts = draws.between(BLACKOUT / 2, BLACKOUT);
             self.schedule.after(begins, Event::Blackout { over: false });
             let ends = Event::Blackout { over: true };
             self.schedule.after(begins + lasts, ends);
