@@ -11,7 +11,7 @@
 
 pub use rollcall_explorer::{
     arguments,
-    checkers, clock, disk, explore, faults, network, schedule, seed, trace, workload, world,
+    checkers, clock, disk, explore, faults, network, schedule, seed, shrink, trace, workload, world,
 };
 
 pub mod cluster;

@@ -31,13 +31,19 @@ use workshop::{Exploration, Workshop};
 /// The first seed of every exploration.
 const FROM: u64 = 1;
 
-/// Plants every mutant, or the one that is named, and explores.
+/// Plants every mutant, or the one that is named, and explores; with `shrink` makes what
+/// notices it small.
 ///
 /// # Errors
 /// When there is no checkout or no cargo, when an edit does not apply or does not compile,
 /// and when the unmutated copy is not clean.
 #[expect(clippy::disallowed_methods, reason = "how long builds and explorations took")]
-pub fn run(checkout: &Path, only: Option<&str>, bar: &ProgressBar) -> anyhow::Result<Report> {
+pub fn run(
+    checkout: &Path,
+    only: Option<&str>,
+    shrink: bool,
+    bar: &ProgressBar,
+) -> anyhow::Result<Report> {
     let began = std::time::Instant::now();
     let all = table()?;
     let known: Vec<&str> = all.iter().map(|m| m.name.as_str()).collect();
@@ -62,7 +68,7 @@ pub fn run(checkout: &Path, only: Option<&str>, bar: &ProgressBar) -> anyhow::Re
     bar.inc(1);
     for mutant in chosen {
         bar.set_message(mutant.name.clone());
-        let tried = try_mutant(&workshop, mutant)
+        let tried = try_mutant(&workshop, mutant, shrink)
             .with_context(|| format!("the mutant {} could not be tried", mutant.name))?;
         bar.println(tried.line());
         report.add(tried);
@@ -87,8 +93,9 @@ fn prove_clean(workshop: &Workshop, chosen: &[&Mutant]) -> anyhow::Result<u64> {
             agents: *agents,
             seconds: *seconds,
             sabotage: None,
+            shrink: false,
         };
-        if let Some(caught) = workshop.explore(&exploration)?.first() {
+        if let Some(caught) = workshop.explore(&exploration)?.caught.first() {
             bail!(
                 "without any mutant, seed {} breaks {}: {}. Mend that first: rollcall-sim replay {} \
                  --agents {agents} --hours {}",
@@ -104,7 +111,7 @@ fn prove_clean(workshop: &Workshop, chosen: &[&Mutant]) -> anyhow::Result<u64> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long the exploration took")]
-fn try_mutant(workshop: &Workshop, mutant: &Mutant) -> anyhow::Result<Tried> {
+fn try_mutant(workshop: &Workshop, mutant: &Mutant, shrink: bool) -> anyhow::Result<Tried> {
     let exploration = Exploration {
         seeds: mutant.seeds,
         agents: mutant.agents,
@@ -113,6 +120,7 @@ fn try_mutant(workshop: &Workshop, mutant: &Mutant) -> anyhow::Result<Tried> {
             Fault::World { sabotage } => Some(sabotage.clone()),
             Fault::Source { .. } => None,
         },
+        shrink,
     };
     let _planted = workshop.plant(mutant)?;
     let build_s = match mutant.fault {
@@ -120,10 +128,10 @@ fn try_mutant(workshop: &Workshop, mutant: &Mutant) -> anyhow::Result<Tried> {
         Fault::World { .. } => 0.0,
     };
     let began = std::time::Instant::now();
-    let caught = workshop.explore(&exploration)?;
+    let found = workshop.explore(&exploration)?;
     Ok(Tried::new(
         mutant,
-        caught,
+        found,
         build_s,
         began.elapsed().as_secs_f64(),
     ))

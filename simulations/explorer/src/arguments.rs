@@ -21,10 +21,11 @@ pub struct RunArguments {
     pub without: Hazards,
 }
 
+/// To a millisecond, so that whole seconds read back as they were printed.
 fn hours(text: &str) -> Result<Duration, String> {
     let hours = text.parse::<f64>().ok();
     hours
-        .and_then(|hours| Duration::try_from_secs_f64(hours * 3_600.0).ok())
+        .and_then(|hours| Duration::try_from_secs_f64((hours * 3_600e3).round() / 1e3).ok())
         .ok_or_else(|| "hours are a number that is not negative, e.g. .1".to_owned())
 }
 
@@ -39,5 +40,21 @@ impl RunArguments {
             without: self.without,
             trace,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_seconds_survive_being_printed_as_hours() {
+        for seconds in 1..4_000 {
+            let lasts = Duration::from_secs(seconds);
+            let text = (lasts.as_secs_f64() / 3_600.0).to_string();
+            assert_eq!(hours(&text), Ok(lasts));
+        }
+        assert!(hours("-1").is_err());
+        assert!(hours("soon").is_err());
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | [`explore`] | many seeds, on all cores |
+//! | [`explore`], [`arguments`] | many seeds, on all cores |
 //! | [`world`] | one run: event loop, processes, weather, phase 2 |
+//! | [`shrink`] | from a broken run to a smaller one |
 //! | [`faults`], [`seed`] | what can go wrong, drawn from the seed |
 //! | [`network`], [`disk`], [`clock`], [`schedule`] | what shells stand on |
 //! | [`workload`] | the operator |
@@ -23,6 +24,7 @@ pub mod faults;
 pub mod network;
 pub mod schedule;
 pub mod seed;
+pub mod shrink;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -20,6 +20,9 @@ struct Arguments {
     /// Stop when so many runs broke a promise
     #[arg(long, default_value_t = 1)]
     enough: usize,
+    /// Make the first broken run smaller
+    #[arg(long)]
+    shrink: bool,
     #[command(flatten)]
     run: RunArguments,
 }
@@ -33,11 +36,18 @@ fn main() -> Result<ExitCode, serde_json::Error> {
         seeds,
         from,
         enough,
+        shrink,
         run,
     } = Arguments::parse();
     let began = std::time::Instant::now();
-    let explored = explore(from, seeds, &run.setup(false), enough, |_| {});
-    let summary = Summary::of(&explored, from, began.elapsed());
+    // A core's panic is a finding, told in the JSON.
+    std::panic::set_hook(Box::new(|_| {}));
+    let setup = run.setup(false);
+    let explored = explore(from, seeds, &setup, enough, |_| {});
+    let mut summary = Summary::of(&explored, from, began.elapsed());
+    if shrink {
+        summary.shrunk = explored.shrunk(&setup);
+    }
     println!("{}", serde_json::to_string(&summary)?);
     Ok(if explored.broken.is_empty() {
         ExitCode::SUCCESS

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use rollcall_simulations::arguments::RunArguments;
-use rollcall_simulations::explore::{Summary, describe, explore};
+use rollcall_simulations::explore::{Summary, describe, describe_shrunk, explore};
 use rollcall_simulations::faults::Knob;
 use rollcall_simulations::{fleet, multicall, mutants, world};
 
@@ -31,6 +31,9 @@ enum Command {
         /// The first seed
         #[arg(long, default_value_t = 0)]
         from: u64,
+        /// Make the first broken run smaller: shorter, fewer agents, fewer hazards
+        #[arg(long)]
+        shrink: bool,
         #[command(flatten)]
         run: RunArguments,
         /// How to print; the default is a table
@@ -44,6 +47,9 @@ enum Command {
         /// Write the whole trace here
         #[arg(long)]
         trace: Option<PathBuf>,
+        /// Search for a smaller run that breaks the same promise
+        #[arg(long)]
+        shrink: bool,
         #[command(flatten)]
         run: RunArguments,
     },
@@ -52,6 +58,9 @@ enum Command {
         /// This one and no other
         #[arg(long)]
         only: Option<String>,
+        /// Show for each how the smallest run that notices it goes
+        #[arg(long)]
+        shrink: bool,
         /// How to print; the default is a table
         #[arg(short, long, default_value = "table")]
         output: Output,
@@ -90,11 +99,21 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Explore {
             seeds,
             from,
+            shrink,
             run,
             output,
-        } => explore_seeds(seeds, from, &run, output),
-        Command::Replay { seed, trace, run } => replay(seed, trace, &run),
-        Command::Mutants { only, output } => plant_mutants(only.as_deref(), output),
+        } => explore_seeds(seeds, from, shrink, &run, output),
+        Command::Replay {
+            seed,
+            trace,
+            shrink,
+            run,
+        } => replay(seed, trace, shrink, &run),
+        Command::Mutants {
+            only,
+            shrink,
+            output,
+        } => plant_mutants(only.as_deref(), shrink, output),
         Command::Fleet {
             agents,
             rounds,
@@ -125,12 +144,12 @@ fn progress(length: u64) -> ProgressBar {
     }
 }
 
-fn plant_mutants(only: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
+fn plant_mutants(only: Option<&str>, shrink: bool, output: Output) -> anyhow::Result<ExitCode> {
     let checkout = mutants::checkout_of(&std::env::current_dir()?)?;
     let bar = progress(0).with_style(ProgressStyle::with_template(
         "[{elapsed_precise}] {pos}/{len} {wide_bar} {msg}",
     )?);
-    let report = mutants::run(&checkout, only, &bar)?;
+    let report = mutants::run(&checkout, only, shrink, &bar)?;
     bar.finish_and_clear();
     match output {
         Output::Json => println!("{}", serde_json::to_string(&report)?),
@@ -162,6 +181,7 @@ fn measure_fleet(options: &fleet::Options, output: Output) -> anyhow::Result<Exi
 fn explore_seeds(
     seeds: u64,
     from: u64,
+    shrink: bool,
     run: &RunArguments,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
@@ -170,12 +190,18 @@ fn explore_seeds(
     let bar = progress(seeds);
     let explored = explore(from, seeds, &setup, usize::MAX, |_| bar.inc(1));
     bar.finish_and_clear();
-    let summary = Summary::of(&explored, from, began.elapsed());
+    let mut summary = Summary::of(&explored, from, began.elapsed());
+    if shrink {
+        summary.shrunk = explored.shrunk(&setup);
+    }
     match output {
         Output::Json => println!("{}", serde_json::to_string(&summary)?),
         Output::Table => {
             for outcome in &explored.broken {
                 println!("{}", describe(outcome, &setup));
+            }
+            if let Some(shrunk) = &summary.shrunk {
+                println!("{}", describe_shrunk(shrunk));
             }
             for (knob, count) in explored.fired.counts() {
                 println!("{count:>12} {knob:?}");
@@ -200,9 +226,18 @@ fn explore_seeds(
 /// Lines of the trace that are shown.
 const TAIL: usize = 60;
 
-fn replay(seed: u64, trace: Option<PathBuf>, run: &RunArguments) -> anyhow::Result<ExitCode> {
+fn replay(
+    seed: u64,
+    trace: Option<PathBuf>,
+    shrink: bool,
+    run: &RunArguments,
+) -> anyhow::Result<ExitCode> {
     let setup = run.setup(true);
     let outcome = world::run(seed, &setup);
+    if shrink && let Some(shrunk) = rollcall_simulations::shrink::shrink(&outcome, &setup) {
+        println!("{}", describe_shrunk(&shrunk));
+        return Ok(ExitCode::FAILURE);
+    }
     if let Some(path) = trace {
         std::fs::write(&path, outcome.trace.join("\n") + "\n")
             .with_context(|| format!("the trace cannot be written to {}", path.display()))?;

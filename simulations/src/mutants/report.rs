@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::FROM;
 use super::table::{Fault, Mutant};
+use super::workshop::Found;
 
 /// A violation that the explorer found.
 #[derive(Clone, Debug, Serialize)]
@@ -16,6 +17,17 @@ pub struct Caught {
     pub promise: String,
     /// In words.
     pub what: String,
+}
+
+/// The smallest run that was found to notice a mutant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shrunk {
+    /// How the explorer is told to run it.
+    pub command: String,
+    /// What happened last before the violation.
+    pub trace: Vec<String>,
+    /// How many runs it took to find.
+    pub runs: u32,
 }
 
 /// What came of one mutant.
@@ -33,6 +45,9 @@ pub struct Tried {
     pub expected: Vec<String>,
     /// What the first broken run saw; empty: no run was broken.
     pub caught: Vec<Caught>,
+    /// That run made smaller, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<Shrunk>,
     /// How many seeds that took, or how many there were.
     pub seeds: u64,
     /// How long its build took.
@@ -63,10 +78,11 @@ pub struct Report {
 impl Tried {
     pub(super) fn new(
         mutant: &Mutant,
-        caught: Vec<Caught>,
+        found: Found,
         build_s: f64,
         explore_s: f64,
     ) -> Self {
+        let Found { caught, shrunk } = found;
         Self {
             name: mutant.name.clone(),
             breaks: mutant.breaks.clone(),
@@ -78,6 +94,7 @@ impl Tried {
             expected: mutant.expect.clone(),
             seeds: caught.first().map_or(mutant.seeds, |c| c.seed - FROM + 1),
             caught,
+            shrunk,
             build_s,
             explore_s,
         }
@@ -123,6 +140,10 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for tried in &self.mutants {
             writeln!(f, "{}", tried.line())?;
+            if let Some(shrunk) = &tried.shrunk {
+                writeln!(f, "{}", shrunk.trace.join("\n"))?;
+                writeln!(f, "with the fault in place: {}\n", shrunk.command)?;
+            }
         }
         writeln!(
             f,

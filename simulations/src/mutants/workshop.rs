@@ -15,7 +15,7 @@ use rollcall_explorer::checkers::promise_name;
 use serde::Deserialize;
 
 use super::FROM;
-use super::report::Caught;
+use super::report::{Caught, Shrunk};
 use super::table::{Fault, Mutant};
 
 /// Folders that the explorer is built from, without what lies in other crates.
@@ -54,6 +54,16 @@ pub(super) struct Exploration {
     pub(super) agents: u16,
     pub(super) seconds: u64,
     pub(super) sabotage: Option<String>,
+    pub(super) shrink: bool,
+}
+
+/// What an exploration found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// What the first broken run broke; empty: nothing.
+    pub(super) caught: Vec<Caught>,
+    /// That run, made smaller, where that was asked for.
+    pub(super) shrunk: Option<Shrunk>,
 }
 
 impl Exploration {
@@ -172,7 +182,7 @@ impl Workshop {
     }
 
     /// Explores up to the first broken run; gives what was seen broken in it.
-    pub(super) fn explore(&self, exploration: &Exploration) -> anyhow::Result<Vec<Caught>> {
+    pub(super) fn explore(&self, exploration: &Exploration) -> anyhow::Result<Found> {
         let mut command = Command::new(self.build.join("debug/rollcall-explorer"));
         command
             .args(["--from", &FROM.to_string()])
@@ -181,6 +191,9 @@ impl Workshop {
             .args(["--hours", &exploration.hours().to_string()]);
         if let Some(sabotage) = &exploration.sabotage {
             command.args(["--sabotage", sabotage]);
+        }
+        if exploration.shrink {
+            command.arg("--shrink");
         }
         let output = command.output().context("the explorer cannot be started")?;
         let summary: Summary = serde_json::from_slice(&output.stdout).with_context(|| {
@@ -196,7 +209,10 @@ impl Workshop {
                 what: violation.what,
             })
         });
-        Ok(caught.collect())
+        Ok(Found {
+            caught: caught.collect(),
+            shrunk: summary.shrunk,
+        })
     }
 }
 
@@ -204,6 +220,7 @@ impl Workshop {
 #[derive(Deserialize)]
 struct Summary {
     violations: Vec<Run>,
+    shrunk: Option<Shrunk>,
 }
 
 #[derive(Deserialize)]
