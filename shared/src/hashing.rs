@@ -4,22 +4,22 @@
 //! the same key meets the same version on every node, and another rollout draws
 //! afresh. Nodes are ranked the same way.
 
+use std::sync::Arc;
+
 use crate::assignment::Share;
 use crate::ids::{ModelName, NodeId, RolloutId};
 
-/// Hashes the keys of one rollout; made once, used for every request.
+/// Hashes the keys of one rollout; made once, used for every request. Routes are cloned
+/// often, so this holds what is hashed first, and not the 2 KB of a hasher that has read it.
 #[derive(Clone)]
-pub struct CohortHasher(blake3::Hasher);
+pub struct CohortHasher(Arc<[u8]>);
 
 impl CohortHasher {
     /// A hasher salted with the model and the rollout.
     #[must_use]
     pub fn new(model: &ModelName, rollout: RolloutId) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(model.as_str().as_bytes());
-        hasher.update(&[0]);
-        hasher.update(&rollout.0.to_be_bytes());
-        Self(hasher)
+        let salt = [model.as_str().as_bytes(), &[0], &rollout.0.to_be_bytes()];
+        Self(salt.concat().into())
     }
 
     /// The bucket of a sticky key, 0 to [`Share::STEPS`] - 1, evenly spread.
@@ -36,8 +36,8 @@ impl CohortHasher {
     }
 
     fn hash(&self, bytes: &[u8]) -> u64 {
-        let mut hasher = self.0.clone();
-        hasher.update(bytes);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0).update(bytes);
         let mut first = [0; 8];
         first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         u64::from_be_bytes(first)

@@ -5,13 +5,14 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 use rollcall_simulations::explore::{describe, explore};
-use rollcall_simulations::faults::{Sabotage, Setup};
+use rollcall_simulations::faults::{Hazards, Sabotage, Setup};
 use rollcall_simulations::world::{self, Outcome};
 
 const SETUP: Setup = Setup {
     agents: 5,
     faults_for: Duration::from_secs(180),
     sabotage: None,
+    without: Hazards::NONE,
     trace: false,
 };
 

@@ -15,10 +15,6 @@ use crate::route::Route;
 
 /// Something to do.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a route holds the state of a hasher (2 KB); few effects live at once, and not for long"
-)]
 pub enum Effect {
     /// Put this route in place of the model's route: one pointer swap. Requests that
     /// begin after it use it.

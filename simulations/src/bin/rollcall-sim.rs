@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use rollcall_simulations::explore::{Summary, describe, explore};
-use rollcall_simulations::faults::{Knob, Sabotage, Setup};
+use indicatif::{ProgressBar, ProgressStyle};
+use rollcall_simulations::arguments::RunArguments;
+use rollcall_simulations::explore::{Summary, describe, describe_shrunk, explore};
+use rollcall_simulations::faults::Knob;
 use rollcall_simulations::fleet::versus::{Broker, Contest};
-use rollcall_simulations::{chaos, fleet, hostile, multicall, storm, world};
+use rollcall_simulations::{chaos, fleet, hostile, multicall, mutants, storm, world};
 use serde::Serialize;
 
 /// Simulates a whole fleet.
@@ -32,6 +34,9 @@ enum Command {
         /// The first seed
         #[arg(long, default_value_t = 0)]
         from: u64,
+        /// Make the first broken run smaller: shorter, fewer agents, fewer hazards
+        #[arg(long)]
+        shrink: bool,
         #[command(flatten)]
         run: RunArguments,
         /// How to print; the default is a table
@@ -45,11 +50,26 @@ enum Command {
         /// Write the whole trace here
         #[arg(long)]
         trace: Option<PathBuf>,
+        /// Search for a smaller run that breaks the same promise
+        #[arg(long)]
+        shrink: bool,
         #[command(flatten)]
         run: RunArguments,
     },
     /// Real processes under kill -9, pauses, lossy and cut links, full and damaged disks
     Chaos(chaos::Arguments),
+    /// Plant known faults in the source that ships, and see whether they are noticed
+    Mutants {
+        /// This one and no other
+        #[arg(long)]
+        only: Option<String>,
+        /// Show for each how the smallest run that notices it goes
+        #[arg(long)]
+        shrink: bool,
+        /// How to print; the default is a table
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
     /// Measure how fast a rollback spreads, over real QUIC on loopback
     Fleet {
         /// How many agents
@@ -86,36 +106,10 @@ struct VersusArguments {
     only_versus: bool,
 }
 
-#[derive(clap::Args)]
-struct RunArguments {
-    /// How many agents
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    agents: u16,
-    /// How long faults rage, in simulated hours
-    #[arg(long, default_value_t = 0.1)]
-    hours: f64,
-    /// Take a guard away, to see whether it is noticed
-    #[arg(long)]
-    sabotage: Option<Sabotage>,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
     Json,
-}
-
-impl RunArguments {
-    fn setup(&self, trace: bool) -> anyhow::Result<Setup> {
-        let faults_for = Duration::try_from_secs_f64(self.hours * 3_600.0)
-            .context("--hours must be a positive number, e.g. .1")?;
-        Ok(Setup {
-            agents: usize::from(self.agents),
-            faults_for,
-            sabotage: self.sabotage,
-            trace,
-        })
-    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -126,13 +120,24 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Explore {
             seeds,
             from,
+            shrink,
             run,
             output,
-        } => explore_seeds(seeds, from, &run, output),
+        } => explore_seeds(seeds, from, shrink, &run, output),
+        Command::Replay {
+            seed,
+            trace,
+            shrink,
+            run,
+        } => replay(seed, trace, shrink, &run),
+        Command::Mutants {
+            only,
+            shrink,
+            output,
+        } => plant_mutants(only.as_deref(), shrink, output),
+        Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Hostile(arguments) => hostile::main(&arguments),
         Command::Storm(arguments) => storm::main(&arguments),
-        Command::Replay { seed, trace, run } => replay(seed, trace, &run),
-        Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Fleet {
             agents,
             rounds,
@@ -156,17 +161,40 @@ fn main() -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Shown on a terminal, silent in a pipe.
+fn progress(length: u64) -> ProgressBar {
+    if std::io::stderr().is_terminal() {
+        ProgressBar::new(length)
+    } else {
+        ProgressBar::hidden()
+    }
+}
+
+fn plant_mutants(only: Option<&str>, shrink: bool, output: Output) -> anyhow::Result<ExitCode> {
+    let checkout = mutants::checkout_of(&std::env::current_dir()?)?;
+    let bar = progress(0).with_style(ProgressStyle::with_template(
+        "[{elapsed_precise}] {pos}/{len} {wide_bar} {msg}",
+    )?);
+    let report = mutants::run(&checkout, only, shrink, &bar)?;
+    bar.finish_and_clear();
+    match output {
+        Output::Json => println!("{}", serde_json::to_string(&report)?),
+        Output::Table => print!("{report}"),
+    }
+    Ok(if report.survivors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
 fn measure_fleet(
     options: &fleet::Options,
     versus: &VersusArguments,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let contest = Contest::prepare(&versus.versus, options.agents, options.rounds)?;
-    let bar = if std::io::stderr().is_terminal() {
-        indicatif::ProgressBar::new(0)
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let bar = progress(0);
     if versus.only_versus {
         let alone = contest.measure_alone(&bar)?;
         bar.finish_and_clear();
@@ -201,48 +229,42 @@ fn print(figures: &(impl Display + Serialize), output: Output) -> anyhow::Result
 fn explore_seeds(
     seeds: u64,
     from: u64,
+    shrink: bool,
     run: &RunArguments,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let setup = run.setup(false)?;
+    let setup = run.setup(false);
     let began = std::time::Instant::now();
-    let bar = if std::io::stderr().is_terminal() {
-        indicatif::ProgressBar::new(seeds)
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let bar = progress(seeds);
     let explored = explore(from, seeds, &setup, usize::MAX, |_| bar.inc(1));
     bar.finish_and_clear();
-    let wall_s = began.elapsed().as_secs_f64();
-    let simulated_s = explored.simulated.as_secs_f64();
-    let (violations, events) = (&explored.broken[..], explored.events);
+    let mut summary = Summary::of(&explored, from, began.elapsed());
+    if shrink {
+        summary.shrunk = explored.shrunk(&setup);
+    }
     match output {
-        Output::Json => {
-            let summary = Summary {
-                seeds: explored.seeds,
-                from,
-                violations,
-                events,
-                simulated_s,
-                wall_s,
-            };
-            println!("{}", serde_json::to_string(&summary)?);
-        }
+        Output::Json => println!("{}", serde_json::to_string(&summary)?),
         Output::Table => {
-            for outcome in violations {
+            for outcome in &explored.broken {
                 println!("{}", describe(outcome, &setup));
+            }
+            if let Some(shrunk) = &summary.shrunk {
+                println!("{}", describe_shrunk(shrunk));
             }
             for (knob, count) in explored.fired.counts() {
                 println!("{count:>12} {knob:?}");
             }
-            let broken = violations.len();
             println!(
-                "{} seeds from {from}: {broken} broken, {events} events, {simulated_s:.0} s simulated in {wall_s:.1} s",
-                explored.seeds
+                "{} seeds from {from}: {} broken, {} events, {:.0} s simulated in {:.1} s",
+                summary.seeds,
+                explored.broken.len(),
+                summary.events,
+                summary.simulated_s,
+                summary.wall_s
             );
         }
     }
-    Ok(if violations.is_empty() {
+    Ok(if explored.broken.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -252,9 +274,18 @@ fn explore_seeds(
 /// Lines of the trace that are shown.
 const TAIL: usize = 60;
 
-fn replay(seed: u64, trace: Option<PathBuf>, run: &RunArguments) -> anyhow::Result<ExitCode> {
-    let setup = run.setup(true)?;
+fn replay(
+    seed: u64,
+    trace: Option<PathBuf>,
+    shrink: bool,
+    run: &RunArguments,
+) -> anyhow::Result<ExitCode> {
+    let setup = run.setup(true);
     let outcome = world::run(seed, &setup);
+    if shrink && let Some(shrunk) = rollcall_simulations::shrink::shrink(&outcome, &setup) {
+        println!("{}", describe_shrunk(&shrunk));
+        return Ok(ExitCode::FAILURE);
+    }
     if let Some(path) = trace {
         std::fs::write(&path, outcome.trace.join("\n") + "\n")
             .with_context(|| format!("the trace cannot be written to {}", path.display()))?;

@@ -7,13 +7,13 @@ use std::time::Duration;
 use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_shared::assignment::VersionRef;
-use rollcall_shared::ids::{NodeId, RolloutId};
-use rollcall_shared::limits::lease_bound;
+use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
 use rollcall_shared::plan::{Plan, StageMode};
 use rollcall_shared::report::Role;
 use rollcall_shared::time::Timestamp;
+use rollcall_shared::version::Version;
 
-use super::{Use, Verdicts};
+use super::{Use, Verdicts, lease_bound};
 
 /// What a rollout was ever allowed.
 #[derive(Debug, Default)]
@@ -26,17 +26,29 @@ struct Allowed {
 /// What was ever approved, by any journal of this run, and what the present one says.
 #[derive(Debug, Default)]
 pub struct OnlyApprovedServes {
+    names: Vec<NodeId>,
     registered: BTreeSet<VersionRef>,
     promoted: BTreeSet<VersionRef>,
     allowed: BTreeMap<(RolloutId, VersionRef), Allowed>,
     leases: BTreeMap<VersionRef, Duration>,
     /// Of the present journal.
     rollouts: BTreeMap<RolloutId, (VersionRef, Plan)>,
-    quarantined: BTreeMap<String, Timestamp>,
+    quarantined: BTreeMap<NodeId, Timestamp>,
     promoted_now: BTreeSet<VersionRef>,
+    contents: BTreeMap<(ModelName, Version), VersionRef>,
 }
 
 impl OnlyApprovedServes {
+    /// Nothing was approved yet.
+    #[must_use]
+    pub fn new(nodes: usize) -> Self {
+        let name = |node| NodeId::new(format!("node-{node}")).expect("a good name");
+        Self {
+            names: (0..nodes).map(name).collect(),
+            ..Self::default()
+        }
+    }
+
     /// Whether the version was ever made stable.
     #[must_use]
     pub fn was_promoted(&self, version: VersionRef) -> bool {
@@ -56,10 +68,17 @@ impl OnlyApprovedServes {
         self.leases.get(&version).copied().unwrap_or_default()
     }
 
-    pub(super) fn durable(&mut self, record: &Record, now: Timestamp) {
+    pub(super) fn durable(&mut self, record: &Record, verdicts: &mut Verdicts) {
+        let now = verdicts.now;
         match &record.event {
-            Event::VersionRegistered { version, .. } => {
+            Event::VersionRegistered { model, version, .. } => {
                 self.registered.insert(*version);
+                let name = (model.clone(), version.version);
+                let before = self.contents.insert(name, *version);
+                if before.is_some_and(|before| before != *version) {
+                    let what = format!("{model}@{} is registered twice", version.version);
+                    verdicts.broken(5, None, what);
+                }
             }
             Event::RolloutStarted {
                 rollout,
@@ -99,10 +118,10 @@ impl OnlyApprovedServes {
                 }
             }
             Event::NodeQuarantined { node } => {
-                self.quarantined.insert(node.to_string(), now);
+                self.quarantined.insert(node.clone(), now);
             }
             Event::NodeReleased { node } => {
-                self.quarantined.remove(node.as_str());
+                self.quarantined.remove(node);
             }
             _ => {}
         }
@@ -112,6 +131,7 @@ impl OnlyApprovedServes {
         self.rollouts.clear();
         self.quarantined.clear();
         self.promoted_now.clear();
+        self.contents.clear();
     }
 
     pub(super) fn used(
@@ -142,11 +162,11 @@ impl OnlyApprovedServes {
             }
             return;
         }
-        let name = format!("node-{node}");
+        let name = &self.names[node];
         let allowed = used
             .rollout
             .and_then(|rollout| self.allowed.get(&(rollout, version)));
-        let in_cohort = |allowed: &Allowed| allowed.cohort.iter().any(|n| n.as_str() == name);
+        let in_cohort = |allowed: &Allowed| allowed.cohort.contains(name);
         match (allowed, used.role) {
             (None, _) => broken("no stage of its rollout was ever entered"),
             (Some(allowed), Role::Candidate) if !allowed.everywhere && !in_cohort(allowed) => {
@@ -154,7 +174,7 @@ impl OnlyApprovedServes {
             }
             (Some(_), _) => {}
         }
-        let since = self.quarantined.get(&name);
+        let since = self.quarantined.get(name);
         if since.is_some_and(|since| verdicts.now > *since + lease_bound(self.lease_of(version))) {
             let what = format!(
                 "{}@{} is on trial on a quarantined node",

@@ -38,6 +38,8 @@ enum Quality {
 pub struct Operator {
     pub(crate) models: Vec<ModelName>,
     draws: Draws,
+    /// For what she took up later than the rest.
+    whims: Draws,
     key: SigningKey,
     next_ticket: u64,
     asked: BTreeMap<Ticket, Command>,
@@ -90,6 +92,7 @@ impl Operator {
                 .map(|name| ModelName::new(*name).expect("a good name"))
                 .collect(),
             draws: Draws::child(seed, "operator"),
+            whims: Draws::child(seed, "operator/whims"),
             key: SigningKey::from_seed(&[7; 32]),
             next_ticket: 0,
             asked: BTreeMap::new(),
@@ -182,10 +185,15 @@ impl Operator {
 
     /// A version with a number and content of its own, really signed.
     pub(crate) fn new_version(&mut self, model: &ModelName, bad: f64) -> (Version, Command) {
-        self.pushes += 1;
         let pushed = self.pushed.entry(model.clone()).or_default();
         let version = Version::new(1, pushed.len() as u64, 0);
         pushed.push(version);
+        (version, self.push(model, version, bad))
+    }
+
+    /// A version as she pushes it: with content that nobody has seen before.
+    fn push(&mut self, model: &ModelName, version: Version, bad: f64) -> Command {
+        self.pushes += 1;
         let spec = |name: &str| TensorSpec {
             name: name.to_owned(),
             datatype: DataType::Fp32,
@@ -216,7 +224,7 @@ impl Operator {
             Quality::Good
         };
         self.qualities.insert(signed.version_ref(version), quality);
-        (version, Command::RegisterVersion { signed, manifest })
+        Command::RegisterVersion { signed, manifest }
     }
 
     fn some_version(&mut self, model: &ModelName) -> Option<Version> {
@@ -242,7 +250,8 @@ impl Operator {
         }
     }
 
-    fn some_plan(&mut self, model: &ModelName, candidate: Version) -> Plan {
+    fn some_plan(&mut self, model: &ModelName, candidate: Version, longer: f64) -> Plan {
+        let longer = self.whims.chance(longer);
         let draws = &mut self.draws;
         let strategy = *draws.one_of(&["direct", "direct", "canary", "canary", "canary", "shadow"]);
         let lease = 2 + draws.below(9);
@@ -254,20 +263,21 @@ impl Operator {
             "shadow",
             format!("mode = \"shadow\"\nhold = \"{}s\"", hold()),
         );
-        let canary = stage(
-            "canary",
-            format!(
-                "mode = \"canary\"\nby = \"request\"\nshare_percent = 30\nhold = \"{}s\"",
-                hold()
-            ),
-        );
-        let nodes = stage(
-            "nodes",
-            format!(
-                "mode = \"canary\"\nby = \"node\"\npercent = 50\nhold = \"{}s\"",
-                hold()
-            ),
-        );
+        let mut canary = |name: &str, share: &str| {
+            stage(
+                name,
+                format!("mode = \"canary\"\n{share}\nhold = \"{}s\"", hold()),
+            )
+        };
+        let by_request = canary("canary", "by = \"request\"\nshare_percent = 30");
+        let by_node = canary("nodes", "by = \"node\"\npercent = 50");
+        let (requests, nodes) = if longer {
+            let grown = canary("more", "by = \"request\"\nshare_percent = 70");
+            let fewer = canary("few-nodes", "by = \"node\"\npercent = 20");
+            (by_request + &grown, fewer + &by_node)
+        } else {
+            (by_request, by_node)
+        };
         let full = stage("full", format!("mode = \"full\"\nwatch = \"{}s\"", hold()));
         let approvals = if draws.chance(0.2) {
             "approvals = [\"ml-engineering\"]\n"
@@ -277,9 +287,9 @@ impl Operator {
         let stages = match (strategy, draws.below(3)) {
             ("direct", _) => full,
             ("shadow", _) => shadow,
-            (_, 0) => shadow + &canary + &full + approvals,
+            (_, 0) => shadow + &requests + &full + approvals,
             (_, 1) => shadow + &nodes + &full + approvals,
-            (_, _) => shadow + &canary + &nodes + approvals + &full,
+            (_, _) => shadow + &requests + &nodes + approvals + &full,
         };
         let text = format!(
             "model = \"{model}\"\ncandidate = \"{candidate}\"\nstrategy = \"{strategy}\"\nlease = \"{lease}s\"\n\
@@ -299,9 +309,10 @@ impl Operator {
         };
         let node = self.draws.one_of(&self.nodes).clone();
         match kind {
+            0..16 if self.whims.chance(options.repushes) => self.push(&model, version, 0.0),
             0..16 => self.new_version(&model, options.bad_versions).1,
             16..52 => Command::StartRollout {
-                plan: self.some_plan(&model, version),
+                plan: self.some_plan(&model, version, options.longer_plans),
                 dry_run: kind == 16,
             },
             52..57 => Command::Pause { rollout },

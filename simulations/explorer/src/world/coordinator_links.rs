@@ -39,6 +39,16 @@ impl World {
         self.checkers
             .generations
             .sent(node, message, &mut self.checkers.verdicts);
+        let verdicts = &mut self.checkers.verdicts;
+        let withdrawn = &self.checkers.withdrawn;
+        match message {
+            ToAgent::Welcome(welcome) => {
+                withdrawn.sent_snapshot(node, &welcome.snapshot, verdicts);
+            }
+            ToAgent::Sync(snapshot) => withdrawn.sent_snapshot(node, snapshot, verdicts),
+            ToAgent::Assign(assignment) => withdrawn.sent(node, assignment, verdicts),
+            _ => {}
+        }
         let world = (&self.options, &mut self.schedule, &mut self.fired);
         if matches!(message, ToAgent::HeartbeatAnswer(_)) {
             self.network

@@ -15,6 +15,9 @@ use crate::seed::Draws;
 use crate::world::World;
 use crate::world::agent_process::REPORT_EVERY;
 
+/// How long an engine may fail.
+const TROUBLE: Duration = Duration::from_secs(90);
+
 impl World {
     pub(super) fn prepare(&mut self, node: usize, model: ModelName, version: VersionRef) {
         let agent = &mut self.agents[node];
@@ -69,6 +72,13 @@ impl World {
         } else {
             agent.cached.insert(version);
             agent.loaded.insert(version);
+            let label = format!("engine/{}/{}", agent.name, version.digest);
+            let mut draws = Draws::child(self.seed, &label);
+            if draws.chance(self.options.engine_troubles) {
+                let from = self.schedule.now() + draws.between(Duration::ZERO, TROUBLE / 30);
+                let until = from + draws.between(TROUBLE / 30, TROUBLE);
+                agent.troubles.insert(version, (from, until));
+            }
             Ok(())
         };
         self.tell_agent(

@@ -2,13 +2,19 @@
 //! watch: they are told what happened and hold it against the promises (ARCHITECTURE.md).
 
 pub mod acknowledged_is_kept;
+pub mod cohort_is_sticky;
 pub mod generations_only_grow;
 pub mod only_approved_serves;
+pub mod receipts_are_true;
+pub mod reconnects_are_spread;
 pub mod rollback_is_bounded;
+mod shadow_never_answers;
 pub mod stable_answers;
+pub mod trials_are_curbed;
 pub mod withdrawn_stays_withdrawn;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::{Pick, Route};
@@ -23,10 +29,29 @@ use serde::Serialize;
 /// number is asked for.
 pub const LIVENESS: u8 = 0;
 
+/// Stands for "a core found itself in a state that must never be, and stopped".
+pub const ASSERTION: u8 = 255;
+
+/// In words, e.g. `promise 3`.
+#[must_use]
+pub fn promise_name(promise: u8) -> String {
+    match promise {
+        LIVENESS => "liveness".to_owned(),
+        ASSERTION => "assertion".to_owned(),
+        number => format!("promise {number}"),
+    }
+}
+
+/// Promise 3 in figures: how long after a withdrawal a node may go on under a lease. Said
+/// here once more, so that it does not follow the cores if they change their mind.
+fn lease_bound(lease: Duration) -> Duration {
+    lease + lease / 100
+}
+
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Violation {
-    /// Its number in ARCHITECTURE.md, or [`LIVENESS`].
+    /// Its number in ARCHITECTURE.md, or [`LIVENESS`], or [`ASSERTION`].
     pub promise: u8,
     /// What happened.
     pub what: String,
@@ -67,6 +92,21 @@ pub struct Use {
     pub role: Role,
     /// On trial in this rollout.
     pub rollout: Option<RolloutId>,
+}
+
+/// What a client would get from a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Of which node (an index).
+    pub node: usize,
+    /// The route in place.
+    pub route: &'a Route,
+    /// What it says.
+    pub pick: Pick,
+    /// Which client, by its number.
+    pub client: u64,
+    /// When, on the node's clock.
+    pub at: Timestamp,
 }
 
 /// All versions that one pick uses; fallbacks are not used before they are needed, but must be servable too.
@@ -117,8 +157,14 @@ pub struct Checkers {
     pub withdrawn: withdrawn_stays_withdrawn::WithdrawnStaysWithdrawn,
     /// Promise 3.
     pub bounded: rollback_is_bounded::RollbackIsBounded,
+    /// Promise 1, in the request path.
+    pub trials: trials_are_curbed::TrialsAreCurbed,
     /// Promise 5.
     pub approved: only_approved_serves::OnlyApprovedServes,
+    /// Promise 5, for requests.
+    pub cohorts: cohort_is_sticky::CohortIsSticky,
+    /// Liveness, for the coordinator's door.
+    pub reconnects: reconnects_are_spread::ReconnectsAreSpread,
     /// Promise 6.
     pub acknowledged: acknowledged_is_kept::AcknowledgedIsKept,
     /// Promise 7.
@@ -134,34 +180,37 @@ impl Checkers {
             stable: stable_answers::StableAnswers::new(nodes),
             withdrawn: withdrawn_stays_withdrawn::WithdrawnStaysWithdrawn::new(nodes),
             bounded: rollback_is_bounded::RollbackIsBounded::default(),
-            approved: only_approved_serves::OnlyApprovedServes::default(),
+            trials: trials_are_curbed::TrialsAreCurbed::new(nodes),
+            approved: only_approved_serves::OnlyApprovedServes::new(nodes),
+            cohorts: cohort_is_sticky::CohortIsSticky::default(),
+            reconnects: reconnects_are_spread::ReconnectsAreSpread::new(nodes),
             acknowledged: acknowledged_is_kept::AcknowledgedIsKept::default(),
             generations: generations_only_grow::GenerationsOnlyGrow::new(nodes),
         }
     }
 
     /// A request would be answered like this.
-    pub fn observed(
-        &mut self,
-        node: usize,
-        route: &Route,
-        pick: Pick,
-        loaded: &BTreeSet<VersionRef>,
-    ) {
+    pub fn observed(&mut self, seen: &Seen<'_>, loaded: &BTreeSet<VersionRef>) {
         let verdicts = &mut self.verdicts;
+        let Seen {
+            node, route, pick, ..
+        } = *seen;
         for used in uses(route, pick) {
             self.withdrawn.used(node, route, used, verdicts);
             self.bounded.used(node, route, used, verdicts);
             self.approved.used(node, route, used, loaded, verdicts);
         }
-        self.stable
-            .picked(node, route, pick, self.withdrawn.known_to(node), verdicts);
+        let known = self.withdrawn.known_to(node);
+        self.stable.picked(node, route, pick, known, verdicts);
+        shadow_never_answers::picked(seen, verdicts);
+        self.cohorts.picked(seen, verdicts);
     }
 
     /// These records are durable now.
     pub fn durable(&mut self, records: &[Record]) {
         for record in records {
-            self.approved.durable(record, self.verdicts.now);
+            self.approved.durable(record, &mut self.verdicts);
+            self.withdrawn.durable(record, &mut self.verdicts);
             self.bounded
                 .durable(record, &self.approved, self.verdicts.now);
         }
@@ -170,6 +219,7 @@ impl Checkers {
     /// The coordinator came back from an old backup; this is all that is left.
     pub fn backup_restored(&mut self, journal: &[Record]) {
         self.approved.backup_restored();
+        self.withdrawn.backup_restored();
         self.bounded.backup_restored();
         self.generations.backup_restored();
         self.acknowledged.backup_restored(journal);
@@ -190,6 +240,7 @@ impl Checkers {
     /// An agent process begins with this state.
     pub fn agent_started(&mut self, node: usize, state: &DurableState) {
         self.stable.process_started(node);
+        self.trials.process_started(node);
         self.withdrawn.process_started(node);
         self.generations
             .process_started(node, state, &mut self.verdicts);

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_agent_core::route::{Pick, Route};
-use rollcall_shared::assignment::VersionRef;
+use rollcall_shared::assignment::{Assignment, VersionRef};
 use rollcall_shared::ids::ModelName;
 
 use super::Verdicts;
@@ -31,6 +31,26 @@ impl StableAnswers {
         self.last[node].clear();
     }
 
+    /// An agent's shell is told to unload a version, while its disk holds this assignment.
+    pub fn unloads(
+        &self,
+        node: usize,
+        version: VersionRef,
+        held: Option<&Assignment>,
+        verdicts: &mut Verdicts,
+    ) {
+        let Some(held) = held else {
+            return;
+        };
+        if held.stable == Some(version) || held.previous == Some(version) {
+            let what = format!(
+                "{}@{} is unloaded, though it is what answers or what there is to go back to",
+                held.model, version.version
+            );
+            verdicts.broken(1, Some(node), what);
+        }
+    }
+
     pub(super) fn picked(
         &mut self,
         node: usize,
@@ -39,6 +59,15 @@ impl StableAnswers {
         withdrawn: &BTreeSet<VersionRef>,
         verdicts: &mut Verdicts,
     ) {
+        if let Pick::Candidate { fallback, .. } = pick
+            && fallback != route.stable
+        {
+            let what = format!(
+                "if the candidate of {} fails, {fallback:?} answers, and not stable",
+                route.model
+            );
+            verdicts.broken(1, Some(node), what);
+        }
         let last = self.last[node].get(&route.model);
         match pick {
             Pick::Nobody => {

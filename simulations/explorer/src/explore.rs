@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::checkers::LIVENESS;
+use crate::checkers::promise_name;
 use crate::faults::{Fired, Setup};
+use crate::shrink::{Shrunk, shrink};
 use crate::world::{self, Outcome, START};
 
 /// What came of many runs.
@@ -36,6 +37,25 @@ pub struct Summary<'a> {
     pub events: u64,
     pub simulated_s: f64,
     pub wall_s: f64,
+    /// The first broken run made smaller, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<Shrunk>,
+}
+
+impl<'a> Summary<'a> {
+    /// What came of it in figures; `wall` is how long it took.
+    #[must_use]
+    pub fn of(explored: &'a Explored, from: u64, wall: Duration) -> Self {
+        Self {
+            seeds: explored.seeds,
+            from,
+            violations: &explored.broken,
+            events: explored.events,
+            simulated_s: explored.simulated.as_secs_f64(),
+            wall_s: wall.as_secs_f64(),
+            shrunk: None,
+        }
+    }
 }
 
 /// Runs `seeds` seeds from `from` on; `each` is told of every run that is over. Stops
@@ -77,6 +97,12 @@ pub fn explore(
 }
 
 impl Explored {
+    /// The first broken run made smaller; `None` when none is broken.
+    #[must_use]
+    pub fn shrunk(&self, setup: &Setup) -> Option<Shrunk> {
+        self.broken.first().and_then(|broken| shrink(broken, setup))
+    }
+
     fn add(&mut self, outcome: Outcome) {
         self.seeds += 1;
         self.events += outcome.events;
@@ -96,10 +122,7 @@ pub fn describe(outcome: &Outcome, setup: &Setup) -> String {
     for violation in &outcome.violations {
         let node = violation.node.as_deref().unwrap_or("coordinator");
         let at = violation.at.since(START).as_secs_f64();
-        let promise = match violation.promise {
-            LIVENESS => "liveness".to_owned(),
-            number => format!("promise {number}"),
-        };
+        let promise = promise_name(violation.promise);
         let _ = writeln!(
             text,
             "{promise} broken at {at:.6} s on {node}: {}",
@@ -107,17 +130,54 @@ pub fn describe(outcome: &Outcome, setup: &Setup) -> String {
         );
     }
     let _ = writeln!(text, "seed {}: {:?}", outcome.seed, outcome.options);
+    let _ = writeln!(
+        text,
+        "replay: {} --trace /tmp/trace.txt",
+        command_line(outcome.seed, setup)
+    );
+    text
+}
+
+/// A smaller run, as people read it: what led to it, what is broken, how to see it again.
+#[must_use]
+pub fn describe_shrunk(shrunk: &Shrunk) -> String {
+    let Shrunk {
+        violation,
+        setup,
+        options,
+        command,
+        trace,
+        runs,
+    } = shrunk;
+    let promise = promise_name(violation.promise);
+    let seconds = setup.faults_for.as_secs_f64();
+    let node = violation.node.as_deref().unwrap_or("coordinator");
+    format!(
+        "{}\n{promise} broken on {node}: {}\nshrunk in {runs} runs to {} agents, {seconds} s of \
+         faults, without {}\n{options:?}\nreplay: {command}\n",
+        trace.join("\n"),
+        violation.what,
+        setup.agents,
+        setup.without
+    )
+}
+
+/// How to run this seed with this setup again.
+#[must_use]
+pub fn command_line(seed: u64, setup: &Setup) -> String {
     let hours = setup.faults_for.as_secs_f64() / 3_600.0;
     let sabotage = setup.sabotage.and_then(|sabotage| {
         let value = clap::ValueEnum::to_possible_value(&sabotage)?;
         Some(format!(" --sabotage {}", value.get_name()))
     });
-    let _ = writeln!(
-        text,
-        "replay: rollcall-sim replay {} --agents {} --hours {hours:.4}{} --trace /tmp/trace.txt",
-        outcome.seed,
+    let without = if setup.without.is_empty() {
+        String::new()
+    } else {
+        format!(" --without {}", setup.without)
+    };
+    format!(
+        "rollcall-sim replay {seed} --agents {} --hours {hours}{}{without}",
         setup.agents,
         sabotage.unwrap_or_default()
-    );
-    text
+    )
 }

@@ -1,6 +1,7 @@
 //! Virtual time: what happens next.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use rollcall_shared::assignment::VersionRef;
@@ -58,6 +59,8 @@ pub enum Event {
     AgentResumes { node: usize, epoch: u64 },
     /// The weather changes for the coordinator.
     CoordinatorFault { kind: FaultKind },
+    /// The coordinator's machine is gone, or another one takes its place.
+    Blackout { over: bool },
     /// A process is started.
     CoordinatorStarts,
     /// A stopped process goes on.
@@ -82,11 +85,16 @@ pub enum FaultKind {
 }
 
 /// Events in order of time; of equal times, first scheduled first.
+///
+/// The heap holds times and places only; moving events about in it would cost more than
+/// most of them do.
 #[derive(Debug, Default)]
 pub struct Schedule {
     now: Timestamp,
     seq: u64,
-    queue: BTreeMap<(Timestamp, u64), Event>,
+    queue: BinaryHeap<Reverse<(Timestamp, u64, usize)>>,
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
 }
 
 impl Schedule {
@@ -108,7 +116,13 @@ impl Schedule {
     /// Schedules an event at a moment, or now if that is past.
     pub fn at(&mut self, when: Timestamp, event: Event) {
         self.seq += 1;
-        self.queue.insert((when.max(self.now), self.seq), event);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        let next = (when.max(self.now), self.seq, place);
+        self.queue.push(Reverse(next));
     }
 
     /// Schedules an event.
@@ -118,14 +132,36 @@ impl Schedule {
 
     /// The next event; time moves to it.
     pub fn next_event(&mut self) -> Option<Event> {
-        let ((when, _), event) = self.queue.pop_first()?;
+        let Reverse((when, _, place)) = self.queue.pop()?;
         self.now = when;
-        Some(event)
+        self.free.push(place);
+        self.events[place].take()
     }
+}
 
-    /// When the next event is.
-    #[must_use]
-    pub fn next_at(&self) -> Option<Timestamp> {
-        self.queue.first_key_value().map(|((when, _), _)| *when)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_in_order_of_time_and_equal_times_in_order_of_scheduling() {
+        let mut schedule = Schedule::new(Timestamp::ZERO);
+        let second = Duration::from_secs(1);
+        let starts = |node| Event::AgentStarts { node };
+        for (delay, node) in [(second * 2, 0), (second, 1), (second, 2)] {
+            schedule.after(delay, starts(node));
+        }
+        let mut order = Vec::new();
+        while let Some(Event::AgentStarts { node }) = schedule.next_event() {
+            order.push((schedule.now().since(Timestamp::ZERO), node));
+            if node == 1 {
+                // Into the past: now, after what is due now already.
+                schedule.at(Timestamp::ZERO, starts(3));
+            }
+        }
+        assert_eq!(
+            order,
+            [(second, 1), (second, 2), (second, 3), (second * 2, 0)]
+        );
     }
 }

@@ -3,11 +3,15 @@
 //! All options of a run are drawn from its seed and can be printed. Each is off in a
 //! good part of the runs: a fault that always rages hides the bugs of calm weather.
 
+mod hazards;
+
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::seed::Draws;
+
+pub use hazards::{Hazard, Hazards, parse as parse_hazards};
 
 /// What a run is given from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -18,6 +22,8 @@ pub struct Setup {
     pub faults_for: Duration,
     /// A guard that is taken away on purpose.
     pub sabotage: Option<Sabotage>,
+    /// What is left out of what the seed drew.
+    pub without: Hazards,
     /// Whether lines of the trace are kept.
     pub trace: bool,
 }
@@ -74,14 +80,27 @@ pub struct Options {
     pub operations_per_minute: f64,
     pub bad_versions: f64,
     pub requests_per_second: f64,
+    pub engine_troubles: f64,
+    pub blackouts: f64,
+    pub longer_plans: f64,
+    pub repushes: f64,
+    pub stale_words: f64,
 }
 
 impl Options {
-    /// The options of this seed.
+    /// The options of this seed, less what is left out.
     #[must_use]
-    pub fn draw(seed: u64) -> Self {
+    pub fn draw(seed: u64, without: Hazards) -> Self {
+        let mut options = Self::drawn(seed);
+        without.leave_out(&mut options);
+        options
+    }
+
+    fn drawn(seed: u64) -> Self {
         let mut draws = Draws::child(seed, "options");
         let d = &mut draws;
+        // What came later draws for itself, so that older seeds keep their options.
+        let later = &mut Draws::child(seed, "options/later");
         let ms = Duration::from_millis;
         Self {
             models: 1 + d.below(2),
@@ -125,6 +144,11 @@ impl Options {
             operations_per_minute: d.real(5.0, 30.0),
             bad_versions: d.real(0.0, 0.5),
             requests_per_second: d.real(20.0, 200.0),
+            engine_troubles: often(later, 0.6, 0.5),
+            blackouts: if later.chance(0.15) { 1.0 } else { 0.0 },
+            longer_plans: often(later, 0.4, 1.0),
+            repushes: often(later, 0.4, 0.5),
+            stale_words: often(later, 0.3, 0.5),
         }
     }
 
@@ -148,6 +172,9 @@ impl Options {
             &mut self.evictions,
             &mut self.operations_per_minute,
             &mut self.bad_versions,
+            &mut self.engine_troubles,
+            &mut self.repushes,
+            &mut self.stale_words,
         ] {
             *knob = 0.0;
         }
@@ -199,6 +226,8 @@ knobs! {
     FrameHeldByPartition,
     /// One side gave a connection up while the other still believed in it.
     HalfOpen,
+    /// A new coordinator process did not know an agent's connection and said so.
+    Reset,
     /// An agent connected again before the coordinator gave its last connection up.
     Superseded,
     /// A handshake failed.
@@ -207,6 +236,8 @@ knobs! {
     QueueOverflowed,
     /// An old message was delivered again.
     OldMessageReplayed,
+    /// A stranger spoke for a coordinator that had forgotten a withdrawal.
+    StaleWord,
     /// An agent was killed.
     AgentKilled,
     /// An agent was killed between two effects.
@@ -227,6 +258,8 @@ knobs! {
     AgentPausedBeyondLease,
     /// The coordinator stood still.
     CoordinatorPaused,
+    /// The coordinator's machine was gone for a long time.
+    Blackout,
     /// An agent's clock ran fast or slow.
     ClockDrifted,
     /// The wall clock jumped while the coordinator was down.
@@ -239,6 +272,14 @@ knobs! {
     PrepareFailed,
     /// A version can never be prepared on a node.
     PrepareRefused,
+    /// A candidate failed a request, and stable answered it.
+    FellBack,
+    /// A candidate failed so often that it got no more requests for a while.
+    BreakerOpened,
+    /// A candidate that had failed answered again.
+    BreakerClosed,
+    /// A version's number was pushed again with other content.
+    Repushed,
     /// An unpinned version left a cache.
     Evicted,
     /// A rollout was started.

@@ -8,6 +8,7 @@ use rollcall_agent_core::effect::Effect;
 use rollcall_agent_core::input::Input;
 use rollcall_shared::assignment::Assignment;
 use rollcall_shared::codec;
+use rollcall_shared::ids::Generation;
 use rollcall_shared::wire::ToAgent;
 
 use crate::faults::{Knob, Sabotage};
@@ -18,6 +19,9 @@ use crate::world::World;
 /// Old messages that can be delivered again.
 const REPLAYABLE_MAX: usize = 32;
 
+/// No coordinator of the same past gives these generations to something else.
+const STRANGERS_AHEAD: u64 = 1_000;
+
 impl World {
     /// Tries to connect, unless stopped or connected.
     pub(crate) fn dial(&mut self, node: usize, epoch: u64) {
@@ -25,6 +29,10 @@ impl World {
         if agent.epoch != epoch || agent.link.is_some() || !agent.is_up() {
             return;
         }
+        let failures = self.agents[node].attempts;
+        self.agents[node].attempts += 1;
+        let verdicts = &mut self.checkers.verdicts;
+        self.checkers.reconnects.attempted(failures, verdicts);
         let trip = self.network.delay(&self.options) * 3;
         self.schedule.after(trip, Event::Handshake { node, epoch });
     }
@@ -64,6 +72,7 @@ impl World {
         if self.agents[node].link == Some(link) {
             self.agents[node].link = None;
             self.tell_agent(node, Input::Disconnected);
+            self.hear_a_stranger(node);
             self.dial_later(node, Duration::ZERO);
         }
     }
@@ -146,6 +155,40 @@ impl World {
         }
         self.deliver_to_agent(node, message);
         self.replay_old_message(node);
+    }
+
+    /// A coordinator that was brought back beside the present one, from a backup without the
+    /// withdrawals but far ahead in generations, answered while the present one did not, and
+    /// says again what the node knows to be over.
+    fn hear_a_stranger(&mut self, node: usize) {
+        let agent = &mut self.agents[node];
+        if !agent.is_up() || !agent.strangers.chance(self.options.stale_words) {
+            return;
+        }
+        let state = agent.disk.synced();
+        let over = |version| state.withdrawals.iter().any(|w| w.withdrawn == version);
+        let mut words = agent.replayable.iter().filter_map(|message| match message {
+            ToAgent::Assign(old) => {
+                let held = state.assignments.get(&old.model)?;
+                let stable = old.stable.filter(|stable| over(*stable));
+                let candidate = old.candidate.filter(|c| over(c.version));
+                let says_something = stable.is_some() || candidate.is_some();
+                // Nothing else comes back: the present coordinator could not know of that.
+                says_something.then(|| Assignment {
+                    generation: Generation(held.generation.0 + STRANGERS_AHEAD),
+                    stable: stable.or(held.stable),
+                    candidate,
+                    ..held.clone()
+                })
+            }
+            _ => None,
+        });
+        let Some(word) = words.next() else {
+            return;
+        };
+        self.fired.hit(Knob::StaleWord);
+        self.checkers.generations.forged(node, &word);
+        self.tell_agent(node, Input::Assign(word));
     }
 
     fn deliver_to_agent(&mut self, node: usize, message: ToAgent) {

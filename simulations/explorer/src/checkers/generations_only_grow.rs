@@ -87,6 +87,14 @@ impl GenerationsOnlyGrow {
         }
     }
 
+    /// Somebody else sends to a node.
+    pub fn forged(&mut self, node: usize, assignment: &Assignment) {
+        let candidate = assignment
+            .candidate
+            .map(|c| (assignment.generation, c.version));
+        self.sent_candidates[node].extend(candidate);
+    }
+
     /// An agent puts a route in place.
     pub fn swapped(&mut self, node: usize, route: &Route, verdicts: &mut Verdicts) {
         if let Err(before) = raise(&mut self.in_route[node], &route.model, route.generation) {
@@ -96,6 +104,12 @@ impl GenerationsOnlyGrow {
             );
             verdicts.broken(7, Some(node), what);
         }
+    }
+
+    /// The newest generation of which a node gave its word.
+    #[must_use]
+    pub fn last_receipt(&self, node: usize, model: &ModelName) -> Option<Generation> {
+        self.receipted[node].get(model).copied()
     }
 
     /// An agent sends its word.

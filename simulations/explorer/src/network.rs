@@ -419,6 +419,16 @@ impl Network {
             return vec![];
         };
         let mut gave_up = vec![];
+        // A coordinator that knows nothing of the connection answers its packets with a reset.
+        let reached = Direction::BOTH
+            .iter()
+            .all(|way| self.blocked[node][*way as usize] == 0);
+        let unknown = link.is_open(Direction::Up) && !link.is_open(Direction::Down);
+        if unknown && reached && awake.agent && awake.coordinator {
+            link.ends[Direction::Up as usize].open = false;
+            fired.hit(Knob::Reset);
+            gave_up.push(Direction::Up);
+        }
         for side in Direction::BOTH {
             let end = &mut link.ends[side as usize];
             if end.open && awake.of(side) && now.since(end.heard) > IDLE_TIMEOUT {

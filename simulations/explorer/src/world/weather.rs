@@ -5,7 +5,11 @@ use std::time::Duration;
 use crate::faults::Knob;
 use crate::network::Direction;
 use crate::schedule::{Event, FaultKind};
+use crate::seed::Draws;
 use crate::world::World;
+
+/// The longest.
+const BLACKOUT: Duration = Duration::from_secs(160);
 
 impl World {
     /// Whether phase 2 has begun.
@@ -22,6 +26,29 @@ impl World {
         }
         for kind in [FaultKind::Crash, FaultKind::Pause] {
             self.plan_coordinator_fault(kind, calm);
+        }
+        let mut draws = Draws::child(self.seed, "blackout");
+        if draws.chance(self.options.blackouts) {
+            let begins = calm + self.setup.faults_for.mul_f64(draws.real(0.0, 0.3));
+            let lasts = draws.between(BLACKOUT / 2, BLACKOUT);
+            self.schedule.after(begins, Event::Blackout { over: false });
+            let ends = Event::Blackout { over: true };
+            self.schedule.after(begins + lasts, ends);
+        }
+    }
+
+    /// The coordinator's machine is gone until another one takes its place: long enough for
+    /// every agent's reconnects to have slowed down.
+    pub(crate) fn blackout(&mut self, over: bool) {
+        if self.healed {
+            return;
+        }
+        self.coordinator.dark = !over;
+        if over {
+            self.start_coordinator();
+        } else {
+            self.fired.hit(Knob::Blackout);
+            self.crash_coordinator();
         }
     }
 
@@ -122,6 +149,7 @@ impl World {
             }
             self.start_agent(node);
         }
+        self.coordinator.dark = false;
         self.wake_coordinator();
         self.start_coordinator();
     }

@@ -13,12 +13,11 @@ use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_coordinator_core::view::{RollbackNodeState, RollbackView};
 use rollcall_shared::assignment::{VersionRef, Withdrawal};
-use rollcall_shared::limits::lease_bound;
 use rollcall_shared::report::Role;
 use rollcall_shared::time::Timestamp;
 
 use super::only_approved_serves::OnlyApprovedServes;
-use super::{Use, Verdicts};
+use super::{Use, Verdicts, lease_bound};
 
 #[derive(Debug)]
 struct Decided {

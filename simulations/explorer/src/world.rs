@@ -5,33 +5,37 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `agent_process` | one agent's shell: inbox, effects one by one, prepared versions, reports |
+//! | `agent_process` | one agent's shell: inbox, restarts, timers |
+//! | `agent_effects` | what it does when its core asks |
 //! | `preparation` | versions being prepared, reports |
 //! | `coordinator_links` | what the coordinator sends and what reaches it |
+//! | `requests` | what clients and onlookers see |
 //! | `links` | dialling, arrivals, old messages delivered again |
 //! | `coordinator_process` | the coordinator's shell: journal, sends, replies |
 //! | `weather` | crashes, pauses, partitions |
 //! | `convergence` | phase 2 |
 //! | [`crate::workload`] | the operator |
 
+mod agent_effects;
 mod agent_process;
 mod convergence;
 mod coordinator_links;
 mod coordinator_process;
 mod links;
 mod preparation;
+mod requests;
 mod weather;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use rollcall_agent_core::route::Route;
-use rollcall_coordinator_core::record::Event as Recorded;
+use rollcall_coordinator_core::record::{Event as Recorded, Record};
 use rollcall_shared::digest::Digest;
 use rollcall_shared::time::Timestamp;
 use serde::Serialize;
 
-use crate::checkers::{Checkers, Violation, rollback_is_bounded::RollbackIsBounded, uses};
-use crate::faults::{Fired, Knob, Options, Sabotage, Setup};
+use crate::checkers::{ASSERTION, Checkers, Violation};
+use crate::faults::{Fired, Knob, Options, Setup};
 use crate::network::Network;
 use crate::schedule::{Event, Schedule};
 use crate::seed::Draws;
@@ -41,6 +45,7 @@ use crate::workload::Operator;
 pub(crate) use agent_process::AgentProcess;
 pub(crate) use convergence::Convergence;
 pub(crate) use coordinator_process::CoordinatorProcess;
+pub(crate) use requests::keen_key;
 
 /// True time at the beginning: late enough that clocks can be far behind it.
 pub(crate) const START: Timestamp = Timestamp::from_nanos(1_767_225_600_000_000_000);
@@ -99,14 +104,15 @@ pub struct World {
 pub fn run(seed: u64, setup: &Setup) -> Outcome {
     let mut world = World::new(seed, setup);
     let drawn = world.options.clone();
-    world.begin();
     let mut events = 0;
-    while world.checkers.verdicts.violations.is_empty() && !world.convergence.is_done() {
-        let Some(event) = world.schedule.next_event() else {
-            break;
-        };
-        events += 1;
-        world.step(event);
+    // A core that finds itself in an impossible state stops its process by a panic. Here it
+    // ends the run, which then says with which seed.
+    let steps = AssertUnwindSafe(|| world.play(&mut events));
+    if let Err(panic) = catch_unwind(steps) {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let what = text.unwrap_or("a panic without words").to_owned();
+        world.checkers.verdicts.broken(ASSERTION, None, what);
     }
     Outcome {
         seed,
@@ -122,7 +128,7 @@ pub fn run(seed: u64, setup: &Setup) -> Outcome {
 
 impl World {
     fn new(seed: u64, setup: &Setup) -> Self {
-        let options = Options::draw(seed);
+        let options = Options::draw(seed, setup.without);
         Self {
             seed,
             setup: *setup,
@@ -140,6 +146,17 @@ impl World {
             observer: Draws::child(seed, "observer"),
             healed: false,
             options,
+        }
+    }
+
+    fn play(&mut self, events: &mut u64) {
+        self.begin();
+        while self.checkers.verdicts.violations.is_empty() && !self.convergence.is_done() {
+            let Some(event) = self.schedule.next_event() else {
+                break;
+            };
+            *events += 1;
+            self.step(event);
         }
     }
 
@@ -190,87 +207,11 @@ impl World {
             Event::AgentResumes { node, epoch } => self.resume_agent(node, epoch),
             Event::CoordinatorFault { kind } => self.coordinator_fault(kind),
             Event::CoordinatorStarts => self.start_coordinator(),
+            Event::Blackout { over } => self.blackout(over),
             Event::CoordinatorResumes { epoch } => self.resume_coordinator(epoch),
             Event::OperatorActs => self.operator_acts(),
             Event::Observe => self.observe_all(),
             Event::Convergence => self.converge(),
-        }
-    }
-
-    /// Somebody looks at all nodes and at what the coordinator says of them.
-    fn observe_all(&mut self) {
-        let next = self
-            .observer
-            .between(Duration::from_millis(20), Duration::from_millis(800));
-        self.schedule.after(next, Event::Observe);
-        for node in 0..self.agents.len() {
-            self.observe(node);
-        }
-        self.compare_claims();
-    }
-
-    /// What would this node answer now? A stopped process counts as well: this is what
-    /// it would answer if it went on now, before its timers run.
-    pub(crate) fn observe(&mut self, node: usize) {
-        let now = self.schedule.now();
-        let agent = &mut self.agents[node];
-        if !agent.is_up() {
-            return;
-        }
-        let local = agent.clock.local(now);
-        let ignores_leases = self.setup.sabotage == Some(Sabotage::LeaseIgnored);
-        let random = self.observer.number().to_le_bytes();
-        for (route, keen) in agent.routes.values() {
-            let at = if ignores_leases {
-                Timestamp::ZERO
-            } else {
-                local
-            };
-            for key in [&keen[..], &random[..]] {
-                let pick = route.pick(key, at);
-                self.checkers.observed(node, route, pick, &agent.loaded);
-                match pick {
-                    rollcall_agent_core::route::Pick::Candidate { .. } => {
-                        self.fired.hit(Knob::CandidateAnswered)
-                    }
-                    rollcall_agent_core::route::Pick::StableAndShadow { .. } => {
-                        self.fired.hit(Knob::CandidateShadowed)
-                    }
-                    rollcall_agent_core::route::Pick::Nobody
-                    | rollcall_agent_core::route::Pick::Stable(_) => {}
-                }
-            }
-        }
-    }
-
-    /// Holds what the coordinator says about rollbacks against what nodes serve.
-    fn compare_claims(&mut self) {
-        let now = self.schedule.now();
-        let Some(core) = &self.coordinator.core else {
-            return;
-        };
-        let local = self.coordinator.clock.local(now);
-        for model in &self.operator.models {
-            let Some(view) = core.rollback_of_model(model, local) else {
-                continue;
-            };
-            let (agents, approved) = (&self.agents, &self.checkers.approved);
-            let serves = |name: &str| {
-                let agent = agents
-                    .iter()
-                    .find(|agent| agent.name.as_str() == name && agent.is_up());
-                agent.is_some_and(|agent| {
-                    let Some((route, keen)) = agent.routes.get(model) else {
-                        return false;
-                    };
-                    let pick = route.pick(keen, agent.clock.local(now));
-                    uses(route, pick).any(|used| {
-                        let unknowable = approved.promotion_was_lost(used.version);
-                        used.version.version == view.withdrawn && !unknowable
-                    })
-                })
-            };
-            RollbackIsBounded::claimed(&view, serves, &mut self.checkers.verdicts);
         }
     }
 
@@ -310,18 +251,9 @@ impl World {
             );
         }
         self.checkers.durable(records);
+        let settled = |record: &Record| matches!(record.event, Recorded::RollbackSettled { .. });
+        if records.iter().any(settled) {
+            self.compare_claims();
+        }
     }
-}
-
-/// A sticky key that is among the first to join the route's candidate.
-pub(crate) fn keen_key(route: &Route) -> [u8; 8] {
-    let Some(candidate) = &route.candidate else {
-        return [0; 8];
-    };
-    let mut best = (u16::MAX, [0; 8]);
-    for i in 0..64u64 {
-        let key = i.to_le_bytes();
-        best = best.min((candidate.hasher.bucket(&key), key));
-    }
-    best.1
 }

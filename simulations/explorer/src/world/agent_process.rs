@@ -12,9 +12,8 @@ use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::backoff::Backoff;
 use rollcall_shared::ids::{ModelName, NodeId};
 use rollcall_shared::limits::{RECONNECT_FIRST, RECONNECT_MAX};
-use rollcall_shared::report::AgentEvent;
 use rollcall_shared::time::Timestamp;
-use rollcall_shared::wire::{FromAgent, ToAgent};
+use rollcall_shared::wire::ToAgent;
 
 use crate::checkers::LIVENESS;
 use crate::clock::Clock;
@@ -23,7 +22,8 @@ use crate::faults::{Knob, Sabotage};
 use crate::network::{Direction, LinkId};
 use crate::schedule::{Event, FaultKind};
 use crate::seed::Draws;
-use crate::world::{CALM, SPINS_MAX, START, World, keen_key};
+use crate::world::requests::RolloutBreaker;
+use crate::world::{CALM, SPINS_MAX, START, World};
 
 /// Window of a report.
 pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(2);
@@ -48,6 +48,9 @@ pub(crate) struct AgentProcess {
     pub(crate) routes: BTreeMap<ModelName, (Route, [u8; 8])>,
     /// Prepared in this process.
     pub(crate) loaded: BTreeSet<VersionRef>,
+    /// When the engine fails every request to a version.
+    pub(super) troubles: BTreeMap<VersionRef, (Timestamp, Timestamp)>,
+    pub(super) breakers: BTreeMap<ModelName, RolloutBreaker>,
     pub(super) preparing: BTreeMap<VersionRef, u64>,
     pub(super) prepare_attempts: u64,
     /// Refused some version for good.
@@ -55,8 +58,11 @@ pub(crate) struct AgentProcess {
     pub(super) cached: BTreeSet<VersionRef>,
     pub(crate) link: Option<LinkId>,
     pub(super) backoff: Backoff,
+    /// Attempts to connect since the last `Welcome`.
+    pub(super) attempts: u32,
     pub(super) replayable: VecDeque<ToAgent>,
     pub(crate) draws: Draws,
+    pub(super) strangers: Draws,
     pub(super) window: u64,
 }
 
@@ -79,14 +85,18 @@ impl AgentProcess {
             spins: (Timestamp::ZERO, 0),
             routes: BTreeMap::new(),
             loaded: BTreeSet::new(),
+            troubles: BTreeMap::new(),
+            breakers: BTreeMap::new(),
             preparing: BTreeMap::new(),
             prepare_attempts: 0,
             refused: false,
             cached: BTreeSet::new(),
             link: None,
             backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
+            attempts: 0,
             replayable: VecDeque::new(),
             draws: Draws::child(seed, &format!("agent/{name}")),
+            strangers: Draws::child(seed, &format!("strangers/{name}")),
             window: 0,
         }
     }
@@ -188,6 +198,8 @@ impl World {
         agent.wakes_at = None;
         agent.routes.clear();
         agent.loaded.clear();
+        agent.troubles.clear();
+        agent.breakers.clear();
         agent.preparing.clear();
         agent.link = None;
         self.network.forget(Direction::Up, Some(node));
@@ -328,6 +340,7 @@ impl World {
             Input::Sync(snapshot) => self.checkers.told(node, &snapshot.withdrawals),
             Input::Welcome(welcome) => {
                 agent.backoff.reset();
+                agent.attempts = 0;
                 self.checkers.told(node, &welcome.snapshot.withdrawals);
             }
             _ => {}
@@ -337,70 +350,6 @@ impl World {
         };
         let effects = core.handle(input, local);
         agent.effects.extend(effects);
-    }
-
-    fn execute_agent_effect(&mut self, node: usize, effect: Effect) {
-        let now = self.schedule.now();
-        let agent = &mut self.agents[node];
-        self.trace
-            .line(now, &agent.name, format_args!("-> {effect:?}"));
-        match effect {
-            Effect::Swap(route) => {
-                self.checkers
-                    .generations
-                    .swapped(node, &route, &mut self.checkers.verdicts);
-                let keen = keen_key(&route);
-                let route = self.sabotaged_route(route);
-                self.agents[node]
-                    .routes
-                    .insert(route.model.clone(), (route, keen));
-            }
-            Effect::Persist(state) => {
-                agent.disk.begin(state);
-                if self.setup.sabotage == Some(Sabotage::AgentPersistNotSynced) {
-                    agent.disk.complete(false);
-                    self.checkers.persisted(node, agent.disk.synced());
-                    return;
-                }
-                agent.busy = true;
-                let takes = agent
-                    .draws
-                    .between(Duration::from_micros(200), self.options.sync_max);
-                let epoch = agent.epoch;
-                self.schedule
-                    .after(takes, Event::AgentEffectDone { node, epoch });
-            }
-            Effect::Send(message) => self.send_from_agent(node, &message),
-            Effect::Prepare { model, version } => self.prepare(node, model, version),
-            Effect::Unload { version, .. } => {
-                agent.loaded.remove(&version);
-                agent.preparing.remove(&version);
-                // It reports nothing from now on, not even what is in the queue.
-                agent.inbox.retain(
-                    |input| !matches!(input, Input::Prepared { version: v, .. } if *v == version),
-                );
-            }
-            Effect::Pin(pinned) => {
-                let pinned: BTreeSet<_> = pinned.into_iter().map(|(_, version)| version).collect();
-                let before = agent.cached.len();
-                let evicts = agent.draws.chance(self.options.evictions);
-                agent
-                    .cached
-                    .retain(|version| !evicts || pinned.contains(version));
-                if agent.cached.len() < before {
-                    self.fired.hit(Knob::Evicted);
-                }
-            }
-        }
-    }
-
-    fn sabotaged_route(&self, mut route: Route) -> Route {
-        if self.setup.sabotage == Some(Sabotage::LeaseIgnored)
-            && let Some(candidate) = route.candidate.as_mut()
-        {
-            candidate.lease_until = Timestamp::MAX;
-        }
-        route
     }
 
     pub(crate) fn agent_effect_done(&mut self, node: usize, epoch: u64) {
@@ -420,31 +369,6 @@ impl World {
             agent.wakes_at = None;
             self.observe(node);
             self.pump_agent(node);
-        }
-    }
-
-    fn send_from_agent(&mut self, node: usize, message: &FromAgent) {
-        if let FromAgent::Receipt(receipt) = message {
-            let disk = self.agents[node].disk.synced();
-            self.checkers
-                .generations
-                .receipted(node, receipt, disk, &mut self.checkers.verdicts);
-        }
-        if let FromAgent::Event(AgentEvent::LeaseExpired { .. }) = message {
-            self.fired.hit(Knob::LeaseExpired);
-        }
-        let Some(link) = self.agents[node].link else {
-            return;
-        };
-        let world = (&self.options, &mut self.schedule, &mut self.fired);
-        if matches!(message, FromAgent::Heartbeat(_)) {
-            self.network
-                .send_datagram(link, Direction::Up, message, world);
-        } else {
-            // The agent's own queue is not bounded here: what waits is dropped with the connection.
-            let _ = self
-                .network
-                .send_control(link, Direction::Up, message, world);
         }
     }
 

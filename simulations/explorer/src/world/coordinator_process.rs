@@ -7,8 +7,8 @@ use std::time::Duration;
 use rollcall_coordinator_core::coordinator::{Coordinator, CoreConfig};
 use rollcall_coordinator_core::effect::{Effect, Urgent};
 use rollcall_coordinator_core::input::Input;
-use rollcall_coordinator_core::record::{Cause, Event as Recorded};
-use rollcall_coordinator_core::state::State;
+use rollcall_coordinator_core::record::{Cause, Event as Recorded, Record};
+use rollcall_coordinator_core::state::{ChainError, State};
 use rollcall_shared::limits::HEARTBEAT_EVERY;
 use rollcall_shared::time::Timestamp;
 
@@ -28,8 +28,12 @@ pub(crate) struct CoordinatorProcess {
     pub(super) epoch: u64,
     pub(crate) core: Option<Coordinator>,
     pub(super) paused: bool,
+    /// There is no machine to start it on.
+    pub(super) dark: bool,
     pub(crate) clock: Clock,
     pub(crate) journal: Journal,
+    /// The journal's beginning, folded: nobody reads a year of records at every start.
+    snapshot: State,
     pub(super) inbox: VecDeque<Input>,
     pub(super) effects: VecDeque<Effect>,
     pub(super) busy: bool,
@@ -48,8 +52,10 @@ impl CoordinatorProcess {
             epoch: 0,
             core: None,
             paused: false,
+            dark: false,
             clock: Clock::new(START, START, 0.0),
             journal: Journal::default(),
+            snapshot: State::default(),
             inbox: VecDeque::new(),
             effects: VecDeque::new(),
             busy: false,
@@ -67,11 +73,25 @@ impl CoordinatorProcess {
     }
 }
 
+/// The state after all records; `snapshot` helps where it is of this journal.
+fn fold(snapshot: State, records: &[Record]) -> Result<State, ChainError> {
+    let folded = usize::try_from(snapshot.seq()).unwrap_or(usize::MAX);
+    let last = folded.checked_sub(1).and_then(|last| records.get(last));
+    let (mut state, folded) = match last {
+        Some(last) if last.hash() == snapshot.hash() => (snapshot, folded),
+        Some(_) | None => (State::default(), 0),
+    };
+    for record in &records[folded..] {
+        state.apply(record)?;
+    }
+    Ok(state)
+}
+
 impl World {
     /// A process begins with the journal, or with an old backup of it.
     pub(crate) fn start_coordinator(&mut self) {
         let now = self.schedule.now();
-        if self.coordinator.core.is_some() {
+        if self.coordinator.core.is_some() || self.coordinator.dark {
             return;
         }
         if now > START && !self.is_healed() {
@@ -83,17 +103,15 @@ impl World {
         self.checkers
             .acknowledged
             .journal_read(records, &mut self.checkers.verdicts);
-        let mut state = State::default();
-        for record in records {
-            if let Err(error) = state.apply(record) {
-                self.checkers.verdicts.broken(
-                    6,
-                    None,
-                    format!("the journal cannot be read: {error}"),
-                );
+        let state = match fold(std::mem::take(&mut coordinator.snapshot), records) {
+            Ok(state) => state,
+            Err(error) => {
+                let what = format!("the journal cannot be read: {error}");
+                self.checkers.verdicts.broken(6, None, what);
                 return;
             }
-        }
+        };
+        coordinator.snapshot = state.clone();
         self.trace.line(
             now,
             "coordinator",
@@ -380,7 +398,7 @@ impl World {
         }
     }
 
-    fn append(&mut self, records: Vec<rollcall_coordinator_core::record::Record>) {
+    fn append(&mut self, records: Vec<Record>) {
         let coordinator = &mut self.coordinator;
         coordinator.journal.begin(records);
         if self.setup.sabotage == Some(Sabotage::AppendNotSynced) {
