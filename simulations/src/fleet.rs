@@ -130,6 +130,28 @@ pub(crate) fn start(cluster: &Cluster, dir: &Path, version: &str, watch: &str) -
     Ok(())
 }
 
+/// How long a coordinator must have been calm, and how long that may take.
+const CALM: Duration = Duration::from_millis(100);
+const CALM_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until the coordinator has digested the rollout before: a rollback that races
+/// with ten thousand receipts of what it takes back is not what is measured here.
+/// Heartbeats go on, and leave it calm: they take a quarter of a core at most.
+async fn calm(coordinator: u32) -> Result<()> {
+    let becomes_calm = async {
+        loop {
+            let before = figures::cpu(coordinator)?;
+            tokio::time::sleep(CALM).await;
+            if figures::cpu(coordinator)?.saturating_sub(before) < CALM / 2 {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(CALM_PATIENCE, becomes_calm)
+        .await
+        .context("the coordinator does not become calm between rounds")?
+}
+
 /// One version pushed, rolled out to everybody, and taken back.
 async fn measure(
     options: &Options,
@@ -149,6 +171,7 @@ async fn measure(
     let server = cluster
         .coordinator_pid()
         .context("the coordinator does not run")?;
+    calm(server).await?;
     let cpu_before = figures::cpu(server)?;
     let outage = options.outage;
     if !outage.is_zero() {

@@ -144,10 +144,13 @@ impl Pusher {
                     let mut following = JoinSet::new();
                     let mut packet = Vec::new();
                     while let Some(push) = pushes.recv().await {
+                        let began = Instant::now();
                         for outbox in &push.outboxes {
                             outbox.hold(&push.topic, push.number, &push.frame);
                             lost(outbox.beacon(&beacons, &push.body, &mut packet).await);
                         }
+                        let (agents, took) = (push.outboxes.len(), began.elapsed());
+                        tracing::info!(agents, ?took, "beacons sent");
                         while following.try_join_next().is_some() {}
                         following.spawn(push.follow_up(beacons.clone()));
                     }
