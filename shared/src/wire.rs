@@ -69,8 +69,8 @@ pub enum ToAgent {
     Sync(Snapshot),
     /// Answers [`FromAgent::Heartbeat`].
     HeartbeatAnswer(HeartbeatAnswer),
-    /// Say what a withdrawal would come to, and change nothing. Also sent as a datagram,
-    /// as a withdrawal is. Since protocol 2.
+    /// Say what a withdrawal would come to, and change nothing. Travels as a withdrawal
+    /// does, beacons included. Since protocol 2.
     Rehearse(Rehearsal),
 }
 

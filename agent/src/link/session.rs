@@ -152,8 +152,8 @@ impl Inbox<'_> {
         }
     }
 
-    /// Withdrawals and rehearsals, ahead of the stream, and answers. A datagram that cannot be read
-    /// is dropped like one that was lost.
+    /// Withdrawals and rehearsals, ahead of the stream, and answers. A datagram that
+    /// cannot be read is dropped like one that was lost.
     async fn read_datagrams(&self, connection: &Connection) -> End {
         loop {
             let input = match read_datagram::<ToAgent>(connection).await {
@@ -200,8 +200,7 @@ struct Outgoing<'a> {
 impl Outgoing<'_> {
     /// Messages for an earlier connection are dropped; heartbeats go as datagrams when
     /// they fit. The answer to a beacon waits for its place, and what follows waits behind
-    /// it: at
-    /// most some hundred milliseconds, in the largest fleets.
+    /// it: at most some hundred milliseconds, in the largest fleets.
     async fn write(mut self, outbox: &mut mpsc::Receiver<(ConnectionNumber, FromAgent)>) -> End {
         while let Some((meant_for, message)) = outbox.recv().await {
             if meant_for != self.number {

@@ -355,7 +355,7 @@ impl Agents {
         let agents = outboxes.len();
         let push = Push::new(topic, number, urgent.into_message(), outboxes)?;
         let left = match self.pusher.get() {
-            Some(pusher) => pusher.push(push).err(),
+            Some(pusher) => pusher.push(push),
             None => Some(push),
         };
         if let Some(push) = left {

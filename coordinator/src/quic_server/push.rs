@@ -160,9 +160,12 @@ impl Pusher {
     }
 
     /// Begins a push; gives it back when too many wait.
-    pub(super) fn push(&self, push: Push) -> Result<(), Push> {
-        self.0.try_send(push).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(push) | mpsc::error::TrySendError::Closed(push) => push,
-        })
+    pub(super) fn push(&self, push: Push) -> Option<Push> {
+        match self.0.try_send(push) {
+            Ok(()) => None,
+            Err(
+                mpsc::error::TrySendError::Full(push) | mpsc::error::TrySendError::Closed(push),
+            ) => Some(push),
+        }
     }
 }
