@@ -4,213 +4,19 @@
 
 mod fixture;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fixture::{Fleet, Running, push, token, upload};
-use quinn::{Connection, TransportConfig, VarInt};
-use rollcall_coordinator::cli::client::Client;
-use rollcall_coordinator::http::tokens::NewTokenKind;
-use rollcall_coordinator_core::view::{RollbackView, RolloutView};
-use rollcall_shared::codec;
-use rollcall_shared::ids::{Generation, ModelName};
+use fixture::street::{Street, code, digits, ending, heartbeat, hello, within};
+use fixture::upload;
+use quinn::{TransportConfig, VarInt};
+use rollcall_shared::ids::Generation;
 use rollcall_shared::report::Receipt;
-use rollcall_shared::wire::{
-    ArtifactRequest, EnrollAnswer, EnrollRequest, FromAgent, Heartbeat, Hello, PROTOCOL,
-    PROTOCOL_MIN, ToAgent,
-};
-use rollcall_transport::ca::CaCertificate;
-use rollcall_transport::channel::{FrameReader, FrameWriter, priority, send_datagram};
+use rollcall_shared::wire::{ArtifactRequest, FromAgent};
+use rollcall_transport::channel::{FrameWriter, priority, send_datagram};
 use rollcall_transport::close::{CloseCode, Closed};
-use rollcall_transport::endpoint::{
-    ARTIFACT_STREAMS_MAX, REPORT_STREAMS_MAX, TwoWays, agent_config, agent_endpoint, connect,
-};
-use rollcall_transport::enroll::enroll;
-use rollcall_transport::identity::{Identity, new_agent_key};
-use rollcall_transport::token::EnrolmentToken;
-
-/// For what should happen; some bounds are 10 s.
-const PATIENCE: Duration = Duration::from_secs(40);
-
-const PLAN: &str = "model = \"digits\"\ncandidate = \"1.0.0\"\nstrategy = \"direct\"\nlease = \"4s\"\n\
-    [[stage]]\nname = \"full\"\nmode = \"full\"\nwatch = \"1h\"\n";
-
-/// A node's way in.
-struct Node {
-    endpoint: TwoWays,
-    identity: Identity,
-    ca: CaCertificate,
-}
-
-/// A welcomed connection.
-struct Session {
-    connection: Connection,
-    reader: FrameReader,
-    writer: FrameWriter,
-}
-
-/// A coordinator with a candidate on its way, a good node and a bad one.
-struct Street {
-    running: Running,
-    client: Client,
-    good: Session,
-    bad: Node,
-    _fleet: Fleet,
-    _good: Node,
-}
-
-fn hello() -> Hello {
-    Hello {
-        protocol_min: PROTOCOL_MIN,
-        protocol: PROTOCOL,
-        software: "test".to_owned(),
-        labels: BTreeMap::new(),
-        models: vec![],
-        held: vec![],
-        withdrawals: vec![],
-        receipts: vec![],
-        ready: vec![],
-    }
-}
-
-fn digits() -> ModelName {
-    "digits".parse().unwrap()
-}
-
-fn heartbeat(seq: u64, generation: u64) -> FromAgent {
-    let held = vec![(digits(), Generation(generation))];
-    FromAgent::Heartbeat(Heartbeat { seq, held })
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .expect("nothing happened")
-}
-
-impl Node {
-    async fn enroll(running: &Running, client: &Client, name: &str) -> Self {
-        let token = token(client, NewTokenKind::Agent, &[], None).await.token;
-        let endpoint = agent_endpoint("127.0.0.1:0".parse().unwrap()).unwrap();
-        let pin = token.parse::<EnrolmentToken>().unwrap().pin;
-        let key = new_agent_key().unwrap();
-        let request = EnrollRequest {
-            token,
-            node: name.to_owned(),
-            labels: BTreeMap::new(),
-            csr: key.csr,
-        };
-        let answer = enroll(&endpoint.quic, running.quic, pin, &request, None).await;
-        let EnrollAnswer::Enrolled {
-            certificate, ca, ..
-        } = answer.unwrap()
-        else {
-            panic!("not enrolled");
-        };
-        Self {
-            endpoint,
-            identity: Identity::from_pem(&certificate, &key.key_pem).unwrap(),
-            ca: CaCertificate::from_pem(&ca).unwrap(),
-        }
-    }
-
-    fn config(&self) -> quinn::ClientConfig {
-        agent_config(&self.identity, &self.ca).unwrap()
-    }
-
-    async fn dial(&self, running: &Running, config: quinn::ClientConfig) -> Connection {
-        within(connect(&self.endpoint.quic, config, running.quic))
-            .await
-            .unwrap()
-    }
-
-    async fn welcomed(&self, running: &Running, config: quinn::ClientConfig) -> Session {
-        let mut session = self.said(running, config, hello()).await;
-        let Ok(Some(ToAgent::Welcome(_))) = within(session.reader.next()).await else {
-            panic!("not welcome");
-        };
-        session
-    }
-
-    async fn said(&self, running: &Running, config: quinn::ClientConfig, hello: Hello) -> Session {
-        let connection = self.dial(running, config).await;
-        let (send, receive) = connection.open_bi().await.unwrap();
-        let mut writer = FrameWriter::new(send, priority::CONTROL);
-        writer.send(&FromAgent::Hello(hello)).await.unwrap();
-        Session {
-            connection,
-            reader: FrameReader::new(receive),
-            writer,
-        }
-    }
-}
-
-async fn ending(connection: &Connection) -> Closed {
-    within(connection.closed()).await.into()
-}
-
-fn code(closed: &Closed) -> CloseCode {
-    match closed {
-        Closed::ByPeer { code, .. } => *code,
-        other => panic!("{other}"),
-    }
-}
-
-impl Street {
-    async fn new() -> Self {
-        let fleet = Fleet::new();
-        let running = fleet.start();
-        let client = fleet.client(&running);
-        push(&client, "digits", "digits/1.0.0", "1.0.0")
-            .await
-            .unwrap();
-        let good = Node::enroll(&running, &client, "good").await;
-        let bad = Node::enroll(&running, &client, "bad").await;
-        let start = client
-            .request(reqwest::Method::POST, "/rollouts")
-            .body(PLAN);
-        let _: RolloutView = client.json(start).await.unwrap();
-        let session = good.welcomed(&running, good.config()).await;
-        Self {
-            running,
-            client,
-            good: session,
-            bad,
-            _fleet: fleet,
-            _good: good,
-        }
-    }
-
-    async fn enter(&self) -> Session {
-        self.bad.welcomed(&self.running, self.bad.config()).await
-    }
-
-    /// Heartbeats are answered, and a withdrawal comes, as if nothing were.
-    async fn all_is_well(mut self) -> RollbackView {
-        self.good.writer.send(&heartbeat(7, 0)).await.unwrap();
-        loop {
-            let datagram = within(self.good.connection.read_datagram()).await.unwrap();
-            let answer: ToAgent = codec::decode(&datagram).unwrap();
-            if matches!(&answer, ToAgent::HeartbeatAnswer(answer) if answer.seq == 7) {
-                break;
-            }
-        }
-        let reason = serde_json::json!({ "reason": "tried" });
-        let rollback = "/models/digits/rollback";
-        let view: RollbackView = self.client.post(rollback, &reason).await.unwrap();
-        loop {
-            let message = within(self.good.reader.next()).await.unwrap();
-            if let ToAgent::Withdraw(withdrawal) = message.expect("the stream ended") {
-                assert_eq!(withdrawal.generation, view.generation);
-                break;
-            }
-        }
-        self.running.stop().await;
-        view
-    }
-}
+use rollcall_transport::endpoint::{ARTIFACT_STREAMS_MAX, REPORT_STREAMS_MAX};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_is_cut_off() {
@@ -237,20 +43,21 @@ async fn who_does_not_read_is_cut_off() {
 async fn a_flood_of_control_messages_is_held_back() {
     let street = Street::new().await;
     let mut flood = street.enter().await;
-    let mut sent = 0;
+    // One that misses nothing: it would be cut off for not reading the repair.
+    let message = heartbeat(1, u64::MAX);
     // Until the stream takes no more: what is not read fills its window.
-    while sent < 1_000_000 {
-        let message = heartbeat(sent, 0);
-        let sending = flood.writer.send(&message);
-        if tokio::time::timeout(Duration::from_secs(2), sending)
-            .await
-            .is_err()
-        {
-            break;
+    let flooding = async {
+        for _ in 0..1_000_000 {
+            let sending = flood.writer.send(&message);
+            match tokio::time::timeout(Duration::from_secs(2), sending).await {
+                Ok(sent) => sent.unwrap(),
+                Err(_) => return true,
+            }
         }
-        sent += 1;
-    }
-    assert!(sent < 1_000_000, "nothing held it back");
+        false
+    };
+    assert!(within(flooding).await, "nothing held it back");
+    assert!(flood.connection.close_reason().is_none());
     street.all_is_well().await;
 }
 
@@ -374,6 +181,12 @@ async fn garbage_and_frames_cut_short_end_the_connection() {
         let closed = ending(&bad.connection).await;
         assert_eq!(code(&closed), CloseCode::ProtocolError);
     }
+    street.all_is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datagram_of_garbage_ends_the_connection() {
+    let street = Street::new().await;
     let bad = street.enter().await;
     let garbage = Bytes::from_static(&[0xff; 64]);
     bad.connection.send_datagram(garbage).unwrap();

@@ -9,6 +9,7 @@ mod attack;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use rollcall_coordinator::cli::client::Client;
 use rollcall_coordinator_core::view::RollbackView;
 use rollcall_shared::digest::Digest;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::fleet::agents::{self, Agents, Credentials, Seen};
@@ -119,6 +121,8 @@ struct Street {
     agents: Agents,
     client: Client,
     attackers: Vec<Credentials>,
+    /// Where they sit: another address of this machine for each behaviour.
+    from: Ipv4Addr,
     largest: Digest,
     count: u32,
     versions: u32,
@@ -129,9 +133,9 @@ async fn run(arguments: &Arguments, programs: Programs) -> Result<Figures> {
     let mut cluster = Cluster::prepare(programs, dir.path(), None).await?;
     let mut credentials = agents::enroll(
         &cluster.coordinator_dir(),
-        arguments.agents + arguments.attackers,
+        arguments.agents + arguments.attackers * Behaviour::ALL.len() as u32,
     )?;
-    let attackers = credentials.split_off(arguments.agents as usize);
+    let mut attackers = credentials.split_off(arguments.agents as usize);
     cluster.begin().await?;
     let agents = Agents::start(credentials, cluster.quic(), None).await?;
     agents.until(arguments.agents, Seen::Connected).await?;
@@ -146,7 +150,8 @@ async fn run(arguments: &Arguments, programs: Programs) -> Result<Figures> {
         cluster,
         agents,
         client,
-        attackers,
+        attackers: Vec::new(),
+        from: Ipv4Addr::new(127, 0, 1, 0),
         count: arguments.agents,
         versions: 0,
     };
@@ -155,6 +160,9 @@ async fn run(arguments: &Arguments, programs: Programs) -> Result<Figures> {
     let calm_bytes = process::resident_bytes(street.pid()?)?;
     let mut findings = Vec::new();
     for behaviour in Behaviour::ALL {
+        // Others than before: those may be kept out still.
+        street.from = Ipv4Addr::from_bits(street.from.to_bits() + 1);
+        street.attackers = attackers.split_off(attackers.len() - arguments.attackers as usize);
         findings.push(street.find(dir.path(), behaviour, arguments.rounds).await?);
     }
     Ok(Figures {
@@ -235,7 +243,7 @@ impl Street {
         self.agents.until(self.count, stable).await?;
         let lasted = began.elapsed();
         let cpu = process::cpu(pid)?.saturating_sub(cpu_before);
-        drop(attack);
+        tokio::task::spawn_blocking(move || drop(attack)).await?;
         let mut swapped: Vec<f64> = self
             .agents
             .swapped_at()
@@ -261,6 +269,7 @@ impl Street {
                 let attacker = Attacker {
                     behaviour,
                     coordinator: self.cluster.quic(),
+                    from: self.from,
                     largest: self.largest,
                     tally: Arc::clone(tally),
                 };
@@ -281,27 +290,26 @@ impl Street {
 
 /// All attackers, on one thread.
 struct AttackThread {
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl AttackThread {
     fn start(attackers: Vec<(Attacker, Credentials)>) -> Result<Self> {
-        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let mut attacking = tokio::task::JoinSet::new();
+        for (attacker, credentials) in attackers {
+            attacking.spawn_on(attacker.run(credentials, stop.clone()), runtime.handle());
+        }
         let thread = std::thread::Builder::new().name("attackers".to_owned());
         let thread = thread.spawn(move || {
-            runtime.block_on(async {
-                for (attacker, credentials) in attackers {
-                    tokio::spawn(attacker.run(credentials));
-                }
-                let _ = stopped.await;
-            });
+            runtime.block_on(async { while attacking.join_next().await.is_some() {} });
         })?;
         Ok(Self {
-            stop: Some(stop),
+            stop,
             thread: Some(thread),
         })
     }
@@ -309,7 +317,7 @@ impl AttackThread {
 
 impl Drop for AttackThread {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.stop.cancel();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

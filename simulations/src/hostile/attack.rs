@@ -2,9 +2,10 @@
 //! certificate, does its worst, and when it is cut off comes back at once.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -23,8 +24,12 @@ use rollcall_transport::endpoint::{
     connect,
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::fleet::agents::Credentials;
+
+/// How long a farewell may take.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The ways to be a bad neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -94,6 +99,8 @@ impl Tally {
 pub(super) struct Attacker {
     pub(super) behaviour: Behaviour,
     pub(super) coordinator: SocketAddr,
+    /// Its own address, which is not its neighbours'.
+    pub(super) from: Ipv4Addr,
     /// A blob that is worth asking for.
     pub(super) largest: Digest,
     pub(super) tally: Arc<Tally>,
@@ -108,14 +115,25 @@ struct Inside {
 }
 
 impl Attacker {
-    /// Attacks until it is dropped.
+    /// Attacks until `stop`, and then leaves with a word, so that the next round begins
+    /// with none of its connections.
     ///
     /// # Errors
     /// When it has no socket.
-    pub(super) async fn run(self, credentials: Credentials) -> Result<()> {
-        let endpoint = agent_endpoint(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    pub(super) async fn run(self, credentials: Credentials, stop: CancellationToken) -> Result<()> {
+        let endpoint = agent_endpoint((self.from, 0).into())?;
+        tokio::select! {
+            () = self.attack(&endpoint, &credentials) => {}
+            () = stop.cancelled() => {}
+        }
+        endpoint.quic.close(0u32.into(), b"");
+        let _ = tokio::time::timeout(FAREWELL, endpoint.quic.wait_idle()).await;
+        Ok(())
+    }
+
+    async fn attack(&self, endpoint: &TwoWays, credentials: &Credentials) {
         loop {
-            let ending = match self.once(&endpoint, &credentials).await {
+            let ending = match self.once(endpoint, credentials).await {
                 Ok(()) => "left by itself".to_owned(),
                 Err(error) => error.to_string(),
             };
@@ -186,16 +204,15 @@ impl Attacker {
                 _ => std::future::pending().await,
             }
         };
-        tokio::select! {
-            closed = connection.closed() => Err(ending(&closed.into())),
-            ended = worst => match ended {
-                // The connection's own end says more than a stream's.
-                Err(_) if connection.close_reason().is_some() => {
-                    Err(ending(&connection.closed().await.into()))
-                }
-                ended => ended,
-            },
+        let ended = tokio::select! {
+            closed = connection.closed() => Err(closed.into()),
+            ended = worst => ended,
             ended = streams => ended,
+        };
+        // The connection's own end says more than a stream's.
+        match connection.close_reason() {
+            Some(reason) => Err(ending(&reason.into())),
+            None => ended,
         }
     }
 

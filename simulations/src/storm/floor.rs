@@ -21,9 +21,9 @@ use tokio::task::JoinSet;
 use crate::fleet::agents::{Credentials, ENDPOINTS};
 use crate::multicall::Programs;
 
-/// Handshakes under way at the same time: enough to keep every core busy, few enough
-/// that none is ever repeated.
-const IN_FLIGHT: usize = 256;
+/// Handshakes under way at the same time: enough to keep every core busy, few enough that
+/// they fit a socket's default buffer. A first packet that is lost costs a second.
+const IN_FLIGHT: usize = 48;
 
 /// The process behind the bare door; ends with its owner.
 struct BareDoor {

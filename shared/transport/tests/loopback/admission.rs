@@ -11,7 +11,7 @@ use rollcall_transport::spiffe::SpiffeId;
 use rollcall_transport::tls::enroll_tls;
 use rollcall_transport::verifier::Trust;
 
-use crate::fleet::{Fleet, dial, ending, quic, serve};
+use crate::fleet::{Fleet, dial, ending, quic, serve, within};
 
 #[tokio::test]
 async fn an_agent_comes_in_under_the_name_in_its_certificate() {
@@ -169,4 +169,20 @@ async fn a_revoked_certificate_is_refused_and_a_new_one_of_the_node_is_not() {
     let renewed = fleet.agent("node-4");
     let (_client, admitted) = tokio::join!(fleet.dial(&renewed), fleet.admit());
     assert!(admitted.is_ok());
+}
+
+#[tokio::test]
+async fn an_address_that_is_asked_for_proof_gives_it_and_gets_in() {
+    let fleet = Fleet::start("payments");
+    let identity = fleet.agent("node-4");
+    let door = async {
+        let stranger = within(fleet.coordinator.accept()).await.unwrap();
+        assert!(!stranger.remote_address_validated());
+        stranger.retry().unwrap();
+        let proven = within(fleet.coordinator.accept()).await.unwrap();
+        assert!(proven.remote_address_validated());
+        within(proven).await
+    };
+    let (agent, admitted) = tokio::join!(fleet.dial(&identity), door);
+    assert!(agent.is_ok() && admitted.is_ok());
 }
