@@ -100,11 +100,12 @@ impl Operator {
     }
 
     async fn trip(&mut self, trip: Trip, pause: f64) -> Option<()> {
-        let model = match trip {
-            Trip::Failing => "5.0.0",
-            _ if self.draws.chance(0.5) => "1.0.0",
-            _ => "2.0.0",
+        let good = if self.draws.chance(0.5) {
+            "1.0.0"
+        } else {
+            "2.0.0"
         };
+        let model = if trip == Trip::Failing { "5.0.0" } else { good };
         let version = self.push(model).await?;
         let canary = matches!(trip, Trip::CanaryPromoted | Trip::CanaryTakenBack);
         let watch = match trip {

@@ -142,8 +142,8 @@ impl fmt::Display for Planned {
         if let Some(node) = self.fault.node() {
             write!(f, " of node-{}", node + 1)?;
         }
-        match &self.fault {
-            Fault::BadWeather(_, weather) => write!(
+        if let Fault::BadWeather(_, weather) = &self.fault {
+            write!(
                 f,
                 " ({} \u{2030} lost, {} + {} ms, {} \u{2030} overtaken, {} \u{2030} doubled)",
                 weather.loss_permille,
@@ -151,20 +151,17 @@ impl fmt::Display for Planned {
                 weather.jitter.as_millis(),
                 weather.reorder_permille,
                 weather.duplicate_permille
-            )?,
-            Fault::StepBootClock(_, seconds) | Fault::StepWallClock(seconds) => {
-                write!(f, " by {seconds} s")?;
-            }
-            Fault::DamageIndex(_, damage)
-            | Fault::DamageState(_, damage)
-            | Fault::DamageJournal(_, damage) => {
-                write!(
-                    f,
-                    " ({})",
-                    if damage.flips { "bits flipped" } else { "cut" }
-                )?;
-            }
-            _ => {}
+            )?;
+        }
+        if let Fault::StepBootClock(_, seconds) | Fault::StepWallClock(seconds) = &self.fault {
+            write!(f, " by {seconds} s")?;
+        }
+        if let Fault::DamageIndex(_, damage)
+        | Fault::DamageState(_, damage)
+        | Fault::DamageJournal(_, damage) = &self.fault
+        {
+            let how = if damage.flips { "bits flipped" } else { "cut" };
+            write!(f, " ({how})")?;
         }
         write!(f, ", {lasts:.1} s")
     }
