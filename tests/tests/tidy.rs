@@ -123,6 +123,27 @@ fn cores_know_no_runtime_socket_disk_or_clock() {
     }
 }
 
+/// It is rebuilt for every mutant, and must not know what the cores must not know.
+#[test]
+fn the_explorer_knows_the_cores_and_nothing_of_this_machine() {
+    let allowed: BTreeSet<String> = [
+        "rollcall-shared",
+        "rollcall-coordinator-core",
+        "rollcall-agent-core",
+        "bytes",
+        "clap",
+        "rand",
+        "rand_chacha",
+        "serde",
+        "serde_json",
+    ]
+    .map(String::from)
+    .into();
+    let known = dependencies("simulations/explorer/Cargo.toml");
+    let extra: Vec<_> = known.difference(&allowed).collect();
+    assert!(extra.is_empty(), "the explorer depends on {extra:?}");
+}
+
 #[test]
 fn coordinator_and_agent_share_words_and_nothing_else() {
     for (manifest, stranger) in [

@@ -18,8 +18,9 @@ use crate::world::{self, CALM, Outcome, START};
 /// How many runs may be tried.
 pub const RUNS_MAX: u32 = 400;
 
-/// Lines of the trace that are shown.
-pub const TAIL: usize = 40;
+/// Lines of the trace that are shown, and how much of each.
+const TAIL: usize = 30;
+const LINE_CHARS: usize = 200;
 
 /// A smaller run that breaks the same promise.
 #[derive(Clone, Debug, Serialize)]
@@ -81,10 +82,21 @@ pub fn shrink(broken: &Outcome, setup: &Setup) -> Option<Shrunk> {
         violation: outcome.violations.iter().find(broken)?.clone(),
         setup: search.best,
         command: command_line(search.seed, &search.best),
-        trace: outcome.trace[tail..].to_vec(),
+        trace: outcome.trace[tail..]
+            .iter()
+            .map(|line| short(line))
+            .collect(),
         options: outcome.options,
         runs: search.runs,
     })
+}
+
+/// The beginning of a line says what happened.
+fn short(line: &str) -> String {
+    match line.char_indices().nth(LINE_CHARS) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 fn since_calm(violation: &Violation) -> Duration {

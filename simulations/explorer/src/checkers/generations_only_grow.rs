@@ -1,12 +1,13 @@
 //! Promise 7: generations only grow: on the wire (as one journal's coordinator sends
 //! them), on each agent's disk, and in its routes. And no agent holds a candidate under
-//! a generation with which nobody ever sent it.
+//! a generation with which nobody ever sent it; nor does a generation that took a version away
+//! ever give it to anybody.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::Route;
-use rollcall_shared::assignment::{Assignment, VersionRef};
+use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
 use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::report::Receipt;
 use rollcall_shared::wire::ToAgent;
@@ -23,6 +24,8 @@ pub struct GenerationsOnlyGrow {
     on_disk: Vec<Generations>,
     in_route: Vec<Generations>,
     receipted: Vec<Generations>,
+    /// What withdrawals took away, as the present journal's coordinators broadcast them.
+    took_away: BTreeSet<(ModelName, Generation, VersionRef)>,
 }
 
 /// Raises the mark; `Err` with the old one when that would lower it.
@@ -54,7 +57,15 @@ impl GenerationsOnlyGrow {
             on_disk: vec![Generations::new(); nodes],
             in_route: vec![Generations::new(); nodes],
             receipted: vec![Generations::new(); nodes],
+            took_away: BTreeSet::new(),
         }
+    }
+
+    /// The coordinator broadcasts, perhaps what will never be durable.
+    pub fn broadcast(&mut self, withdrawal: &Withdrawal) {
+        let model = withdrawal.model.clone();
+        let took = (model, withdrawal.generation, withdrawal.withdrawn);
+        self.took_away.insert(took);
     }
 
     /// The coordinator sends to a node.
@@ -77,6 +88,17 @@ impl GenerationsOnlyGrow {
                 .candidate
                 .map(|c| (assignment.generation, c.version));
             self.sent_candidates[node].extend(candidate);
+            let again = candidate.filter(|(generation, version)| {
+                let took = (assignment.model.clone(), *generation, *version);
+                self.took_away.contains(&took)
+            });
+            if let Some((generation, version)) = again {
+                let what = format!(
+                    "generation {generation} of {} took {} away, and now gives it",
+                    assignment.model, version.version
+                );
+                verdicts.broken(7, Some(node), what);
+            }
         }
         let generations = assignments.iter().map(|a| (&a.model, a.generation));
         for (model, generation) in generations.chain(current.iter().map(|(m, g)| (m, *g))) {
@@ -204,5 +226,6 @@ impl GenerationsOnlyGrow {
     /// The present journal's coordinator may have lost generations; it learns them from `Hello`.
     pub(super) fn backup_restored(&mut self) {
         self.sent.iter_mut().for_each(Generations::clear);
+        self.took_away.clear();
     }
 }

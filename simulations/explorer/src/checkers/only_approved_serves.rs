@@ -33,6 +33,7 @@ pub struct OnlyApprovedServes {
     leases: BTreeMap<VersionRef, Duration>,
     /// Of the present journal.
     rollouts: BTreeMap<RolloutId, (VersionRef, Plan)>,
+    cohorts: BTreeMap<RolloutId, BTreeSet<NodeId>>,
     quarantined: BTreeMap<NodeId, Timestamp>,
     promoted_now: BTreeSet<VersionRef>,
     contents: BTreeMap<(ModelName, Version), VersionRef>,
@@ -101,6 +102,15 @@ impl OnlyApprovedServes {
                 };
                 let allowed = self.allowed.entry((*rollout, *candidate)).or_default();
                 allowed.shadow = true;
+                if let Some(cohort) = cohort {
+                    let before = self.cohorts.insert(*rollout, cohort.clone());
+                    let stays = |node: &&NodeId| !self.quarantined.contains_key(*node);
+                    let mut before = before.iter().flatten().filter(stays);
+                    if let Some(dropped) = before.find(|node| !cohort.contains(*node)) {
+                        let what = format!("stage {stage} of {rollout} drops {dropped}");
+                        verdicts.broken(5, None, what);
+                    }
+                }
                 match plan.stages.get(*stage).map(|stage| &stage.mode) {
                     Some(StageMode::CanaryByRequest { .. } | StageMode::Full) => {
                         allowed.everywhere = true
@@ -129,6 +139,7 @@ impl OnlyApprovedServes {
 
     pub(super) fn backup_restored(&mut self) {
         self.rollouts.clear();
+        self.cohorts.clear();
         self.quarantined.clear();
         self.promoted_now.clear();
         self.contents.clear();

@@ -2,7 +2,8 @@
 //!
 //! A node knows from the moment its core was told, for as long as the process lives;
 //! and from the moment its disk holds it, for ever. The coordinator knows what its journal
-//! says it withdrew itself (what it adopted may still wait for the agent's next word).
+//! says it withdrew itself, and what this process adopted from an agent (what an earlier one
+//! adopted may wait for the agent's next word, where a journal ends right after it).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,8 @@ pub struct WithdrawnStaysWithdrawn {
     known: Vec<BTreeSet<VersionRef>>,
     /// By the present journal.
     in_journal: BTreeMap<VersionRef, Withdrawal>,
+    /// By the present coordinator process.
+    adopted: BTreeMap<VersionRef, Withdrawal>,
 }
 
 /// All versions of an assignment, in whatever role.
@@ -39,6 +42,7 @@ impl WithdrawnStaysWithdrawn {
             on_disk: vec![BTreeSet::new(); nodes],
             known: vec![BTreeSet::new(); nodes],
             in_journal: BTreeMap::new(),
+            adopted: BTreeMap::new(),
         }
     }
 
@@ -56,6 +60,11 @@ impl WithdrawnStaysWithdrawn {
                 withdrawal.serving
             }
             Event::RolloutStarted { candidate, .. } => Some(*candidate),
+            Event::KnowledgeAdopted { withdrawals, .. } => {
+                let adopted = withdrawals.iter().map(|w| (w.withdrawn, w.clone()));
+                self.adopted.extend(adopted);
+                None
+            }
             _ => None,
         };
         if let Some(named) = named.filter(|version| self.in_journal.contains_key(version)) {
@@ -71,16 +80,22 @@ impl WithdrawnStaysWithdrawn {
         self.in_journal.clear();
     }
 
+    /// A coordinator process begins.
+    pub fn coordinator_started(&mut self) {
+        self.adopted.clear();
+    }
+
     /// The coordinator sends a node its work. What it decided in the same breath may be older
     /// than the withdrawal that went ahead of it; the node tells by the generation.
     pub fn sent(&self, node: usize, assignment: &Assignment, verdicts: &mut Verdicts) {
         let is_withdrawn = |version: &VersionRef| {
             let from = self.in_journal.get(version);
+            let from = from.or_else(|| self.adopted.get(version));
             from.is_some_and(|from| from.generation <= assignment.generation)
         };
         if let Some(named) = named(assignment).find(is_withdrawn) {
             let what = format!(
-                "it is sent {}@{}, which the journal withdrew",
+                "it is sent {}@{}, which is known to be withdrawn",
                 assignment.model, named.version
             );
             verdicts.broken(2, Some(node), what);

@@ -15,6 +15,9 @@ use crate::world::World;
 
 impl World {
     pub(super) fn broadcast(&mut self, urgent: &Urgent) {
+        if let Urgent::Withdraw(withdrawal) = urgent {
+            self.checkers.generations.broadcast(withdrawal);
+        }
         let links = self.network.links.iter();
         let links: Vec<LinkId> = links
             .filter(|(_, link)| link.announced && link.is_open(Direction::Down))

@@ -123,6 +123,7 @@ impl World {
             report_every: REPORT_EVERY,
         };
         coordinator.epoch += 1;
+        self.checkers.withdrawn.coordinator_started();
         let (core, effects) = Coordinator::restore(state, config, coordinator.clock.local(now));
         coordinator.core = Some(core);
         coordinator.effects.extend(effects);
