@@ -29,7 +29,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quinn::{Connection, Endpoint, Incoming};
 use rollcall_shared::ids::{ConnectionId, NodeId};
 use rollcall_transport::admission::{Admission, Admitted};
-use rollcall_transport::beacon::Beacons;
 use rollcall_transport::close::{CloseCode, close};
 use tokio::sync::Semaphore;
 
@@ -59,8 +58,6 @@ pub struct Context {
     pub enrolment: Enrolment,
     /// Who gets past the handshake.
     pub admission: Admission,
-    /// Where answers to pushes come in.
-    pub beacons: Beacons,
     /// Counts who comes.
     pub metrics: Metrics,
     comings: Comings,
@@ -78,7 +75,6 @@ impl Context {
         artifact_streams_max: usize,
         enrolment: Enrolment,
         admission: Admission,
-        beacons: Beacons,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -88,7 +84,6 @@ impl Context {
             artifact_streams: Semaphore::new(artifact_streams_max),
             enrolment,
             admission,
-            beacons,
             metrics,
             comings: Comings::default(),
             enrolments: Semaphore::new(ENROLMENTS_MAX),

@@ -219,7 +219,6 @@ impl Assembled {
             config.artifact_streams_max,
             Enrolment::new(keys.ca, keys.registry.public()),
             Admission::new(config.fleet.clone(), RevokedCertificates::default()),
-            endpoint.beacons,
             metrics.clone(),
         );
         let api = Api {

@@ -316,6 +316,11 @@ impl Agents {
         Ok(())
     }
 
+    /// Where answers to pushes come in; `None` before [`Self::push_by`].
+    pub(super) fn beacons(&self) -> Option<&Beacons> {
+        self.pusher.get().map(|pusher| &pusher.beacons)
+    }
+
     /// Adds a connection.
     pub fn register(&self, connection: ConnectionId, outbox: Arc<Outbox>) {
         lock(&self.outboxes).insert(connection, outbox);

@@ -126,7 +126,11 @@ fn lost(sent: io::Result<()>) {
 
 /// Hands pushes to the thread. Copies share it.
 #[derive(Clone, Debug)]
-pub(super) struct Pusher(mpsc::Sender<Push>);
+pub(super) struct Pusher {
+    pushes: mpsc::Sender<Push>,
+    /// Answers come in where beacons go out.
+    pub(super) beacons: Beacons,
+}
 
 impl Pusher {
     /// Starts the thread. It ends with the last handle.
@@ -135,7 +139,7 @@ impl Pusher {
     /// When the system gives no thread.
     pub(super) fn start(beacons: Beacons) -> io::Result<Self> {
         let (sender, mut pushes) = mpsc::channel::<Push>(PUSHES_MAX);
-        let runtime = Handle::current();
+        let (runtime, ours) = (Handle::current(), beacons.clone());
         std::thread::Builder::new()
             .name("push".to_owned())
             .spawn(move || {
@@ -156,12 +160,15 @@ impl Pusher {
                     }
                 });
             })?;
-        Ok(Self(sender))
+        Ok(Self {
+            pushes: sender,
+            beacons: ours,
+        })
     }
 
     /// Begins a push; gives it back when too many wait.
     pub(super) fn push(&self, push: Push) -> Option<Push> {
-        match self.0.try_send(push) {
+        match self.pushes.try_send(push) {
             Ok(()) => None,
             Err(
                 mpsc::error::TrySendError::Full(push) | mpsc::error::TrySendError::Closed(push),

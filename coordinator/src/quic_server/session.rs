@@ -207,7 +207,10 @@ impl Session<'_> {
 
     /// Takes answers to pushes. One that is lost, here as on the way, comes again on the
     /// control stream: who does not answer is pressed.
-    fn listen(&self, outbox: &Arc<Outbox>) -> Result<Listening, NoKey> {
+    fn listen(&self, outbox: &Arc<Outbox>) -> Result<Option<Listening>, NoKey> {
+        let Some(beacons) = self.context.agents.beacons() else {
+            return Ok(None);
+        };
         let (connection, node) = (self.id, self.node.clone());
         let (core, outbox) = (self.context.core.clone(), Arc::clone(outbox));
         let rate = Mutex::new(MessageRate::new());
@@ -229,8 +232,9 @@ impl Session<'_> {
                 outbox.note_answer(answer);
             }
         };
-        let beacons = &self.context.beacons;
-        beacons.listen(&self.connection, End::Coordinator, deliver)
+        beacons
+            .listen(&self.connection, End::Coordinator, deliver)
+            .map(Some)
     }
 
     async fn read_control(

@@ -181,7 +181,7 @@ async fn an_address_that_is_asked_for_proof_gives_it_and_gets_in() {
         stranger.retry().unwrap();
         let proven = within(fleet.coordinator.accept()).await.unwrap();
         assert!(proven.remote_address_validated());
-        within(proven).await
+        within(proven.into_future()).await
     };
     let (agent, admitted) = tokio::join!(fleet.dial(&identity), door);
     assert!(agent.is_ok() && admitted.is_ok());
