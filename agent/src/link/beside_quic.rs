@@ -17,6 +17,9 @@ use tokio::time::{Duration, Instant};
 
 use super::{ConnectionNumber, LinkEvent};
 
+/// Answers begin after this part of their time, when all beacons are out.
+const BEACONS_FIRST: f64 = 0.1;
+
 /// The longest that an answer waits, whatever a beacon says.
 const ANSWER_AFTER_MAX: Duration = Duration::from_secs(1);
 
@@ -103,7 +106,7 @@ impl BesideQuic {
             };
             let within = Duration::from_millis(u64::from(answer_within_ms)).min(ANSWER_AFTER_MAX);
             let mut asked = note.lock().unwrap_or_else(PoisonError::into_inner);
-            let answer_after = within.mul_f64(place);
+            let answer_after = within.mul_f64(BEACONS_FIRST + (1.0 - BEACONS_FIRST) * place);
             Asked::note(&mut asked, &message, Instant::now(), answer_after);
             // No room: the driver is behind, and the next beacon or the stream finds it.
             let _ = events.try_send(LinkEvent {
