@@ -60,7 +60,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn line(&mut self) -> Option<&'a [u8]> {
-        let rest = &self.bytes[self.at..];
+        let rest = self.bytes.get(self.at..)?;
         let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
         self.at += end + 2;
         Some(&rest[..end])
@@ -75,9 +75,11 @@ impl<'a> Reader<'a> {
             Some((b':', digits)) => Ok(Some(digits)),
             Some((b'$', length)) => {
                 let length = count_of(length)?;
-                let part = self.bytes.get(self.at..self.at + length + 2);
+                let Some(part) = self.bytes.get(self.at..self.at + length + 2) else {
+                    return Ok(None);
+                };
                 self.at += length + 2;
-                Ok(part.map(|part| &part[..length]))
+                Ok(Some(&part[..length]))
             }
             _ => bail!("Redis said {:?}", String::from_utf8_lossy(line)),
         }
@@ -93,8 +95,14 @@ impl<'a> Reader<'a> {
             Some((b'+', _)) => Ok(Some(Heard::Ready)),
             Some((b'*', count)) => {
                 ensure!(count_of(count)? == 3, "a push of {count:?} parts");
-                let (Some(kind), Some(_), Some(last)) = (self.part()?, self.part()?, self.part()?)
-                else {
+                // A part that is not there to its end leaves nothing for the next.
+                let Some(kind) = self.part()? else {
+                    return Ok(None);
+                };
+                let Some(_channel) = self.part()? else {
+                    return Ok(None);
+                };
+                let Some(last) = self.part()? else {
                     return Ok(None);
                 };
                 match kind {
