@@ -7,6 +7,7 @@ pub mod generations_only_grow;
 pub mod only_approved_serves;
 pub mod receipts_are_true;
 pub mod reconnects_are_spread;
+pub mod rehearsals_change_nothing;
 pub mod rollback_is_bounded;
 mod shadow_never_answers;
 pub mod stable_answers;
@@ -32,12 +33,16 @@ pub const LIVENESS: u8 = 0;
 /// Stands for "a core found itself in a state that must never be, and stopped".
 pub const ASSERTION: u8 = 255;
 
+/// Stands for "a rehearsal changes nothing".
+pub const REHEARSAL: u8 = 254;
+
 /// In words, e.g. `promise 3`.
 #[must_use]
 pub fn promise_name(promise: u8) -> String {
     match promise {
         LIVENESS => "liveness".to_owned(),
         ASSERTION => "assertion".to_owned(),
+        REHEARSAL => "rehearsal".to_owned(),
         number => format!("promise {number}"),
     }
 }
@@ -51,7 +56,7 @@ fn lease_bound(lease: Duration) -> Duration {
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Violation {
-    /// Its number in ARCHITECTURE.md, or [`LIVENESS`], or [`ASSERTION`].
+    /// Its number in ARCHITECTURE.md, or [`LIVENESS`], [`ASSERTION`] or [`REHEARSAL`].
     pub promise: u8,
     /// What happened.
     pub what: String,

@@ -85,6 +85,7 @@ pub struct Options {
     pub longer_plans: f64,
     pub repushes: f64,
     pub stale_words: f64,
+    pub rehearsals: f64,
 }
 
 impl Options {
@@ -149,6 +150,7 @@ impl Options {
             longer_plans: often(later, 0.4, 1.0),
             repushes: often(later, 0.4, 0.5),
             stale_words: often(later, 0.3, 0.5),
+            rehearsals: often(later, 0.6, 0.5),
         }
     }
 
@@ -302,6 +304,8 @@ knobs! {
     KnowledgeAdopted,
     /// A rollback was settled with a node fenced.
     SettledWithFencedNode,
+    /// A node said what a withdrawal would come to.
+    Rehearsed,
     /// A lease ended on a node that had not heard of the withdrawal.
     LeaseExpired,
     /// A node was quarantined.

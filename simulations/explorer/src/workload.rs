@@ -327,6 +327,11 @@ impl Operator {
                 rollout,
                 note: None,
             },
+            80..91 if self.whims.chance(options.rehearsals) => Command::Rehearse {
+                model,
+                version: (kind < 84).then_some(version),
+                reason,
+            },
             80..91 => Command::Rollback {
                 model,
                 version: (kind < 84).then_some(version),

@@ -129,6 +129,9 @@ fn carries_out(command: &Command, done: &Done, event: &Event) -> bool {
                         generation,
                     }
         }
+        (Command::Rehearse { model, .. }, Event::RehearsalBegan { as_if, .. }) => {
+            *model == as_if.model
+        }
         (Command::CreateToken { id, .. }, Event::TokenCreated { id: i, .. })
         | (Command::RevokeToken { id }, Event::TokenRevoked { id: i }) => id == i,
         (Command::Enroll { node, .. }, Event::NodeEnrolled { node: n, .. })

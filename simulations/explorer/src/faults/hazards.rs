@@ -44,6 +44,7 @@ pub enum Hazard {
     EngineTroubles,
     LongerPlans,
     Repushes,
+    Rehearsals,
 }
 
 impl Hazard {
@@ -73,6 +74,7 @@ impl Hazard {
             Self::EngineTroubles => &mut options.engine_troubles,
             Self::LongerPlans => &mut options.longer_plans,
             Self::Repushes => &mut options.repushes,
+            Self::Rehearsals => &mut options.rehearsals,
             Self::SlowNetwork => {
                 options.delay_max = options.delay_max.min(options.delay_min + ms(20));
                 return;

@@ -15,7 +15,7 @@ use rollcall_shared::limits::{RECONNECT_FIRST, RECONNECT_MAX};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::wire::ToAgent;
 
-use crate::checkers::LIVENESS;
+use crate::checkers::{LIVENESS, rehearsals_change_nothing};
 use crate::clock::Clock;
 use crate::disk::{CrashOutcome, Disk};
 use crate::faults::{Knob, Sabotage};
@@ -348,7 +348,14 @@ impl World {
         let Some(core) = agent.core.as_mut() else {
             return;
         };
+        let rehearsing = matches!(input, Input::Rehearse(_)).then(|| core.status(local));
         let effects = core.handle(input, local);
+        if let Some(before) = rehearsing {
+            self.fired.hit(Knob::Rehearsed);
+            let standing = (&before, &core.status(local));
+            let verdicts = &mut self.checkers.verdicts;
+            rehearsals_change_nothing::agent(node, &effects, standing, verdicts);
+        }
         agent.effects.extend(effects);
     }
 

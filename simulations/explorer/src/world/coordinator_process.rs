@@ -12,7 +12,7 @@ use rollcall_coordinator_core::state::{ChainError, State};
 use rollcall_shared::limits::HEARTBEAT_EVERY;
 use rollcall_shared::time::Timestamp;
 
-use crate::checkers::LIVENESS;
+use crate::checkers::{LIVENESS, rehearsals_change_nothing};
 use crate::clock::Clock;
 use crate::disk::{CrashOutcome, Journal};
 use crate::faults::{Knob, Sabotage};
@@ -317,7 +317,11 @@ impl World {
         let Some(core) = coordinator.core.as_mut() else {
             return;
         };
+        let rehearses = rehearsals_change_nothing::is_of_rehearsal(&input);
         let mut effects = core.handle(input, local);
+        if rehearses {
+            rehearsals_change_nothing::coordinator(&effects, &mut self.checkers.verdicts);
+        }
         self.check_order(&effects);
         if self.setup.sabotage == Some(Sabotage::SendBeforeAppend) {
             // Answers keep their place after the append.

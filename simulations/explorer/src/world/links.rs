@@ -146,7 +146,7 @@ impl World {
         let agent = &mut self.agents[node];
         if matches!(
             message,
-            ToAgent::Assign(_) | ToAgent::Sync(_) | ToAgent::Withdraw(_)
+            ToAgent::Assign(_) | ToAgent::Sync(_) | ToAgent::Withdraw(_) | ToAgent::Rehearse(_)
         ) {
             agent.replayable.push_back(message.clone());
             if agent.replayable.len() > REPLAYABLE_MAX {
