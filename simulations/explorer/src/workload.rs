@@ -19,7 +19,7 @@ use rollcall_shared::report::{Counts, Role as ServingRole};
 use rollcall_shared::signing::SigningKey;
 use rollcall_shared::version::Version;
 
-use crate::faults::{Options, Setup};
+use crate::faults::{Knob, Options, Setup};
 use crate::schedule::Event;
 use crate::seed::Draws;
 use crate::world::{START, World};
@@ -45,6 +45,8 @@ pub struct Operator {
     asked: BTreeMap<Ticket, Command>,
     pushed: BTreeMap<ModelName, Vec<Version>>,
     pushes: u64,
+    /// How often she pushed a number again with other content.
+    repushed: u64,
     qualities: BTreeMap<VersionRef, Quality>,
     rollouts: Vec<RolloutId>,
     nodes: Vec<NodeId>,
@@ -98,6 +100,7 @@ impl Operator {
             asked: BTreeMap::new(),
             pushed: BTreeMap::new(),
             pushes: 0,
+            repushed: 0,
             qualities: BTreeMap::new(),
             rollouts: vec![],
             nodes: nodes
@@ -263,17 +266,17 @@ impl Operator {
             "shadow",
             format!("mode = \"shadow\"\nhold = \"{}s\"", hold()),
         );
-        let mut canary = |name: &str, share: &str| {
-            stage(
-                name,
-                format!("mode = \"canary\"\n{share}\nhold = \"{}s\"", hold()),
-            )
+        let canary = |name: &str, share: &str, hold: usize| {
+            let rest = format!("mode = \"canary\"\n{share}\nhold = \"{hold}s\"");
+            stage(name, rest)
         };
-        let by_request = canary("canary", "by = \"request\"\nshare_percent = 30");
-        let by_node = canary("nodes", "by = \"node\"\npercent = 50");
+        let by_request = canary("canary", "by = \"request\"\nshare_percent = 30", hold());
+        let by_node = canary("nodes", "by = \"node\"\npercent = 50", hold());
         let (requests, nodes) = if longer {
-            let grown = canary("more", "by = \"request\"\nshare_percent = 70");
-            let fewer = canary("few-nodes", "by = \"node\"\npercent = 20");
+            // Some last long enough for an engine to fail and to recover.
+            let last = hold() + 20 * self.whims.below(5);
+            let grown = canary("more", "by = \"request\"\nshare_percent = 70", last);
+            let fewer = canary("few-nodes", "by = \"node\"\npercent = 20", hold());
             (by_request + &grown, fewer + &by_node)
         } else {
             (by_request, by_node)
@@ -309,7 +312,10 @@ impl Operator {
         };
         let node = self.draws.one_of(&self.nodes).clone();
         match kind {
-            0..16 if self.whims.chance(options.repushes) => self.push(&model, version, 0.0),
+            0..16 if self.whims.chance(options.repushes) => {
+                self.repushed += 1;
+                self.push(&model, version, 0.0)
+            }
             0..16 => self.new_version(&model, options.bad_versions).1,
             16..52 => Command::StartRollout {
                 plan: self.some_plan(&model, version, options.longer_plans),
@@ -419,7 +425,11 @@ impl World {
         let at_once =
             1 + usize::from(self.operator.draws.chance(0.2)) * self.operator.draws.below(4);
         for _ in 0..at_once {
+            let repushed = self.operator.repushed;
             let command = self.operator.next_command(&self.options);
+            if self.operator.repushed > repushed {
+                self.fired.hit(Knob::Repushed);
+            }
             let who = if self.operator.draws.chance(0.7) {
                 "ana"
             } else {

@@ -139,7 +139,7 @@ impl World {
                 .collect(),
             coordinator: CoordinatorProcess::new(seed),
             operator: Operator::new(seed, &options, setup),
-            convergence: Convergence::new(seed),
+            convergence: Convergence::new(seed, &options),
             checkers: Checkers::new(setup.agents),
             fired: Fired::default(),
             trace: Trace::new(setup.trace, START),

@@ -147,7 +147,8 @@ impl Workshop {
             let words = String::from_utf8_lossy(&output.stderr);
             let lines: Vec<&str> = words.lines().collect();
             let tail = lines[lines.len().saturating_sub(30)..].join("\n");
-            bail!("cargo {} failed:\n{tail}", arguments.join(" "));
+            let (what, status) = (arguments.join(" "), output.status);
+            bail!("cargo {what} failed ({status}):\n{tail}");
         }
         Ok(output)
     }

@@ -12,6 +12,7 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 
 use crate::checkers::LIVENESS;
+use crate::faults::Options;
 use crate::network::Direction;
 use crate::schedule::Event;
 use crate::seed::Draws;
@@ -47,6 +48,8 @@ enum Step {
         model: ModelName,
         version: Version,
     },
+    /// One node's engine fails for a while; its breaker opens and must close again.
+    Recovering(Recovery),
     Withdrawing {
         model: ModelName,
         version: Version,
@@ -60,22 +63,34 @@ enum Step {
     Done,
 }
 
+/// A candidate that fails on one node, and recovers.
+#[derive(Clone, Debug)]
+struct Recovery {
+    model: ModelName,
+    version: Version,
+    node: usize,
+    opened: bool,
+}
+
 /// Where phase 2 is.
 #[derive(Debug)]
 pub(crate) struct Convergence {
     step: Step,
     since: Timestamp,
     draws: Draws,
+    /// Whether an engine fails once more.
+    troubles: bool,
 }
 
 impl Convergence {
     /// Phase 1 is on.
     #[must_use]
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, options: &Options) -> Self {
         Self {
             step: Step::Raging,
             since: Timestamp::ZERO,
             draws: Draws::child(seed, "convergence"),
+            troubles: options.engine_troubles > 0.0,
         }
     }
 
@@ -119,6 +134,7 @@ impl World {
                 Err(progress) => progress,
             },
             Step::Serving { model, version } => self.serve(model, version),
+            Step::Recovering(recovery) => self.recover(recovery),
             Step::Withdrawing {
                 model,
                 version,
@@ -332,7 +348,8 @@ impl World {
         let stable = core
             .and_then(|core| core.model(&model))
             .and_then(|view| view.stable);
-        let watch_s = if stable.is_some() { drawn } else { 600 };
+        let lasts = stable.is_none() || self.convergence.troubles;
+        let watch_s = if lasts { 600 } else { drawn };
         let plan = Operator::direct_plan(&model, version, watch_s);
         let ticket = self.ana_asks(Command::StartRollout {
             plan,
@@ -349,6 +366,54 @@ impl World {
         if let Some(agent) = self.who_does_not(&model, version, true) {
             return Progress::Waits(format!("{agent} does not serve {model}@{version}"));
         }
+        let core = self.coordinator.core.as_ref();
+        let live = core.is_some_and(|c| c.model(&model).is_some_and(|m| m.rollout.is_some()));
+        if live && std::mem::take(&mut self.convergence.troubles) {
+            let node = self.convergence.draws.below(self.agents.len());
+            self.trouble_candidate(node, &model);
+            return Progress::Next(Step::Recovering(Recovery {
+                model,
+                version,
+                node,
+                opened: false,
+            }));
+        }
+        self.take_back(model, version)
+    }
+
+    /// The candidate on one node fails every request for some seconds.
+    fn trouble_candidate(&mut self, node: usize, model: &ModelName) {
+        let now = self.schedule.now();
+        let agent = &mut self.agents[node];
+        let route = agent.routes.get(model).map(|(route, _)| route);
+        if let Some(candidate) = route.and_then(|route| route.candidate.as_ref()) {
+            let trouble = (now, now + EVERY * 10);
+            agent.troubles.insert(candidate.version, trouble);
+        }
+    }
+
+    fn recover(&mut self, recovery: Recovery) -> Progress {
+        let agent = &self.agents[recovery.node];
+        let breaker = agent.breakers.get(&recovery.model);
+        let closed = breaker.is_none_or(|(_, breaker)| breaker.is_closed());
+        match (recovery.opened, closed) {
+            (false, false) => Progress::Next(Step::Recovering(Recovery {
+                opened: true,
+                ..recovery
+            })),
+            (true, true) => self.take_back(recovery.model, recovery.version),
+            (false, true) => Progress::Waits(format!(
+                "the breaker of {} does not open, though the candidate fails every request",
+                agent.name
+            )),
+            (true, false) => Progress::Waits(format!(
+                "the breaker of {} does not close, though the candidate has recovered",
+                agent.name
+            )),
+        }
+    }
+
+    fn take_back(&mut self, model: ModelName, version: Version) -> Progress {
         let reason = "the last one".to_owned();
         let ticket = self.ana_asks(Command::Rollback {
             version: Some(version),

@@ -15,8 +15,8 @@ use crate::seed::Draws;
 use crate::world::World;
 use crate::world::agent_process::REPORT_EVERY;
 
-/// How long an engine may fail.
-const TROUBLE: Duration = Duration::from_secs(90);
+/// How long an engine may fail: now and then beyond a breaker's first probe.
+const TROUBLE: Duration = Duration::from_secs(75);
 
 impl World {
     pub(super) fn prepare(&mut self, node: usize, model: ModelName, version: VersionRef) {
