@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::multicall::Programs;
-use crate::relay::Relay;
+use crate::relay::{Relay, Weather};
 use agents::{Agents, Seen};
 pub use figures::Figures;
 use figures::Round;
@@ -41,6 +41,8 @@ pub struct Options {
     pub rounds: u32,
     /// Packets lost each way, in percent.
     pub loss_percent: f64,
+    /// How long every packet takes, one way.
+    pub delay: Duration,
     /// How long the network is cut when the rollback is decided; zero: not at all.
     pub outage: Duration,
 }
@@ -61,7 +63,7 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
     let idle_bytes = figures::resident_bytes(server)?;
 
     let network = Relay::start(cluster.quic(), 7).await?;
-    let direct = options.loss_percent == 0.0 && options.outage.is_zero();
+    let direct = options.loss_percent == 0.0 && options.delay.is_zero() && options.outage.is_zero();
     let target = if direct {
         cluster.quic()
     } else {
@@ -79,12 +81,7 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
     agents
         .until(options.agents, Seen::Stable(STABLE.parse()?))
         .await?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "0 to 1,000"
-    )]
-    network.lose((options.loss_percent * 10.0) as u32);
+    network.set(weather(options));
     progress.set_length(u64::from(options.rounds));
     progress.set_message("rolling back");
     let mut rounds = Vec::new();
@@ -94,6 +91,20 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
     }
     let server_bytes = connected_bytes.saturating_sub(idle_bytes) / u64::from(options.agents);
     Ok(Figures::of(options, handshakes_per_s, server_bytes, rounds))
+}
+
+/// What lies between the agents and the coordinator.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "0 to 1,000"
+)]
+fn weather(options: &Options) -> Weather {
+    Weather {
+        loss_permille: (options.loss_percent * 10.0) as u32,
+        delay: options.delay,
+        ..Weather::default()
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures wall time")]

@@ -97,7 +97,7 @@ fn two_runs_of_a_seed_are_the_same_run_event_for_event() {
 
 #[test]
 fn every_fault_really_happens() {
-    let explored = explore(1, 130, &SETUP, usize::MAX, |_| {});
+    let explored = explore(1, 120, &SETUP, usize::MAX, |_| {});
     let quiet: Vec<_> = explored
         .fired
         .counts()

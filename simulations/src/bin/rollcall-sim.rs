@@ -81,6 +81,9 @@ enum Command {
         /// Packets lost each way, in percent
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=90))]
         loss: u8,
+        /// How many milliseconds every packet takes, one way
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1_000))]
+        delay: u64,
         /// Cut the network for so many milliseconds when the rollback is decided
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=30_000))]
         outage: u64,
@@ -99,7 +102,7 @@ enum Command {
 #[derive(clap::Args)]
 struct VersusArguments {
     /// Send as much through these brokers too, in the same run, and compare
-    #[arg(long, value_delimiter = ',', conflicts_with_all = ["loss", "outage"])]
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["loss", "delay", "outage"])]
     versus: Vec<Broker>,
     /// Measure the brokers alone
     #[arg(long, requires = "versus")]
@@ -142,6 +145,7 @@ fn main() -> anyhow::Result<ExitCode> {
             agents,
             rounds,
             loss,
+            delay,
             outage,
             versus,
             output,
@@ -152,6 +156,7 @@ fn main() -> anyhow::Result<ExitCode> {
                     agents,
                     rounds,
                     loss_percent,
+                    delay: Duration::from_millis(delay),
                     outage,
                 },
                 &versus,

@@ -71,6 +71,8 @@ pub struct Figures {
     pub rounds: u32,
     /// Packets lost each way, in percent.
     pub loss_pct: f64,
+    /// How long every packet took, one way.
+    pub delay_ms: u64,
     /// How long the network was cut; times count from its heal.
     pub outage_ms: u64,
     /// From the decision to the route swapped in an agent.
@@ -153,6 +155,7 @@ impl Figures {
             agents: options.agents,
             rounds: options.rounds,
             loss_pct: options.loss_percent,
+            delay_ms: u64::try_from(options.delay.as_millis()).unwrap_or(u64::MAX),
             outage_ms: u64::try_from(options.outage.as_millis()).unwrap_or(u64::MAX),
             propagation_ms: Spread::of(swapped),
             receipt_ms: Spread {
@@ -176,8 +179,8 @@ impl fmt::Display for Figures {
         let Spread { p50, p99, max } = &self.propagation_ms;
         writeln!(
             f,
-            "{} agents, {} rollbacks, {} % loss, {} ms outage",
-            self.agents, self.rounds, self.loss_pct, self.outage_ms
+            "{} agents, {} rollbacks, {} % loss, {} ms delay, {} ms outage",
+            self.agents, self.rounds, self.loss_pct, self.delay_ms, self.outage_ms
         )?;
         writeln!(
             f,
