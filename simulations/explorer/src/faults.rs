@@ -280,6 +280,8 @@ knobs! {
     BreakerOpened,
     /// A candidate that had failed answered again.
     BreakerClosed,
+    /// A version's number was pushed again with other content.
+    Repushed,
     /// An unpinned version left a cache.
     Evicted,
     /// A rollout was started.
