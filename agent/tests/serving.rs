@@ -16,6 +16,7 @@ use rollcall_shared::report::{AgentEvent, Role};
 use serde_json::json;
 use support::{Bench, body, eventually, percent, rows};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 
 /// An engine that answers nobody.
 #[derive(Default)]
@@ -454,23 +455,19 @@ async fn stable_without_room_is_503_with_retry_after() {
         Arc::clone(&hanging) as Arc<dyn LoadedModel>,
     );
     bench.route(1, Some(stable), None);
-    let waiting: Vec<_> = (0..8)
-        .map(|_| {
-            let bench = Arc::clone(&bench);
-            tokio::spawn(async move { bench.infer("k", &rows()[0]).await.status })
-        })
-        .collect();
-    let answer = loop {
-        let answer = bench.infer("k", &rows()[0]).await;
-        if answer.status == 503 {
-            break answer;
-        }
-    };
-    assert_eq!(answer.header("retry-after"), "1");
+    // There is room for two, and they hang: whoever is answered before that is refused.
+    let mut asked = JoinSet::new();
+    for _ in 0..8 {
+        let bench = Arc::clone(&bench);
+        asked.spawn(async move { bench.infer("k", &rows()[0]).await });
+    }
+    let first = asked.join_next().await.unwrap().unwrap();
+    assert_eq!(first.status, 503);
+    assert_eq!(first.header("retry-after"), "1");
     *hanging.released.lock().unwrap() = true;
     hanging.changed.notify_all();
-    for task in waiting {
-        assert!(matches!(task.await.unwrap(), 500 | 503));
+    while let Some(answer) = asked.join_next().await {
+        assert!(matches!(answer.unwrap().status, 500 | 503));
     }
 }
 

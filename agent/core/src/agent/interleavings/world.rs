@@ -242,7 +242,13 @@ impl World {
         assert_eq!(route.stable, rehearsed.serving);
         let held = self.machine.disk.assignments[&model()].generation;
         let receipted = route.generation == held;
-        assert_eq!(receipted, rehearsed.missing.is_none(), "{rehearsed:?}");
+        // An older withdrawal than what is held asks for no new receipt: then the route is at
+        // the held generation whether or not something is missing.
+        if held > rehearsed.held {
+            assert_eq!(receipted, rehearsed.missing.is_none(), "{rehearsed:?}");
+        } else {
+            assert!(receipted || rehearsed.missing.is_some(), "{rehearsed:?}");
+        }
     }
 
     fn execute(&mut self, effects: Vec<Effect>, safe_direction: bool) {
