@@ -1,9 +1,10 @@
-//! The one task that owns the agent's core.
+//! What feeds the agent's core and executes its effects, and decides nothing.
 //!
-//! It feeds inputs in, executes the effects that come out in order, and decides
-//! nothing. Effects of one input are complete before the next input is read; only
-//! a [`Effect::Prepare`] goes on beside it. What it works on stands behind small
-//! traits, so that a simulator drives this very loop with a memory disk and an
+//! One task reads inputs and executes effects in order. Effects of one input are
+//! complete before the next input is read; only a [`Effect::Prepare`] goes on beside it.
+//! Withdrawals do not wait for that task: [`Driver::fence`] takes them at once,
+//! whatever it is busy with; see [`desk`]. What the driver works on stands behind
+//! small traits, so that a simulator drives this very loop with a memory disk and an
 //! engine that is none.
 //!
 //! A disk that refuses to keep the state does not stop serving or withdrawing:
@@ -11,6 +12,7 @@
 //! before it is durable; the save is tried again, and then a fresh connection
 //! repeats what was held back.
 
+mod desk;
 mod preparing;
 
 use std::collections::BTreeSet;
@@ -30,8 +32,9 @@ use rollcall_transport::clock::Clock;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::link::{ConnectionNumber, LinkEvent, LinkHandle};
-use preparing::Preparing;
+use crate::link::{ConnectionNumber, Fence, LinkEvent, LinkHandle};
+use desk::{Desk, Swapper};
+use preparing::{Ended, Preparing};
 
 /// Inputs from within the process that wait for the driver: breaker events, of which
 /// a flapping candidate makes a few a second. When full an event is dropped; reports
@@ -92,7 +95,7 @@ pub trait Preparer: Send + Sync + 'static {
 /// Where requests find out who answers them.
 pub trait RouteTable: Send + Sync + 'static {
     /// Puts `route` in place of its model's route. Requests that begin after the
-    /// return use it.
+    /// return use it. Must be quick: it is called where packets are received.
     fn swap(&self, route: Route);
 }
 
@@ -124,42 +127,17 @@ pub struct Ports<S, P, R> {
     pub on_change: Option<AgentObserver>,
 }
 
-/// Drives `agent` until `shutdown`, or until the link is gone. `boot` are the effects
-/// that the core's making gave.
-pub async fn run<S: StateStore, P: Preparer, R: RouteTable>(
-    agent: Agent,
-    boot: Vec<Effect>,
-    ports: Ports<S, P, R>,
-    shutdown: CancellationToken,
-) {
-    let preparing = Preparing::new(Arc::clone(&ports.preparer));
-    let connection = ConnectionNumber::default();
-    let mut driver = Driver {
-        agent,
-        ports,
-        preparing,
-        connection,
-        unsaved: None,
-    };
-    driver.execute(boot).await;
-    loop {
-        let input = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            input = driver.next_input() => input,
-        };
-        match input {
-            Some(input) => driver.handle(input).await,
-            None => return,
-        }
-    }
-}
-
-struct Driver<S, P: Preparer, R> {
-    agent: Agent,
-    ports: Ports<S, P, R>,
+/// Drives an agent.
+pub struct Driver<S, P: Preparer, R> {
+    desk: Arc<Desk<R>>,
+    clock: Clock,
+    link: LinkHandle,
+    link_events: mpsc::Receiver<LinkEvent>,
+    local_inputs: mpsc::Receiver<Input>,
+    state_store: Arc<S>,
     preparing: Preparing<P>,
-    /// Whose messages are heard, and where ours go.
+    on_change: Option<AgentObserver>,
+    /// Where our messages go.
     connection: ConnectionNumber,
     unsaved: Option<Unsaved>,
 }
@@ -171,73 +149,103 @@ struct Unsaved {
 }
 
 #[expect(clippy::large_enum_variant, reason = "lives for one move")]
-enum Next {
-    Input(Input),
-    SaveAgain,
+enum Next<T> {
+    Heard(LinkEvent),
+    Local(Input),
+    Ended(Ended<T>),
+    /// Time has passed, or a withdrawal left something to do.
+    Time,
 }
 
 impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
-    /// The next input, whatever its source; withdrawals come over the link, so the
-    /// link goes first. `None`: nothing can come any more.
-    async fn next_input(&mut self) -> Option<Input> {
+    /// A driver for `agent`. `boot` are the effects that its making gave.
+    pub fn new(agent: Agent, boot: Vec<Effect>, ports: Ports<S, P, R>) -> Self {
+        let swapper = Swapper {
+            routes: ports.routes,
+            on_swap: ports.on_swap,
+        };
+        Self {
+            desk: Arc::new(Desk::new(agent, boot, ports.clock, swapper)),
+            clock: ports.clock,
+            link: ports.link,
+            link_events: ports.link_events,
+            local_inputs: ports.local_inputs,
+            state_store: ports.state_store,
+            preparing: Preparing::new(ports.preparer),
+            on_change: ports.on_change,
+            connection: ConnectionNumber::default(),
+            unsaved: None,
+        }
+    }
+
+    /// Where withdrawals go, from now on.
+    #[must_use]
+    pub fn fence(&self) -> Fence {
+        let desk = Arc::clone(&self.desk);
+        Fence::new(move |withdrawal| desk.fence(withdrawal))
+    }
+
+    /// Drives until `shutdown`, or until the link is gone.
+    pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
-            match self.next().await? {
-                Next::Input(input) => return Some(input),
-                Next::SaveAgain => self.save_again().await,
+            self.work_off().await;
+            if let Some(observe) = &mut self.on_change {
+                self.desk.show(observe);
+            }
+            let next = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                next = self.next() => next,
+            };
+            let Some(next) = next else { return };
+            if let Some(input) = self.input(next) {
+                self.desk.tell(input);
             }
         }
     }
 
-    /// Cancel-safe: every branch is.
-    async fn next(&mut self) -> Option<Next> {
-        let clock = self.ports.clock;
-        let wakeup = self.agent.next_wakeup().unwrap_or(Timestamp::MAX);
-        let again_at = self
-            .unsaved
-            .as_ref()
-            .map_or(Timestamp::MAX, |unsaved| unsaved.again_at);
+    /// What comes next; withdrawals come over the link, so the link goes first. `None`:
+    /// nothing can come any more. Cancel-safe: every branch is.
+    async fn next(&mut self) -> Option<Next<P::Prepared>> {
+        let wakeup = self.desk.next_wakeup().unwrap_or(Timestamp::MAX);
+        let again_at = self.unsaved.as_ref().map(|unsaved| unsaved.again_at);
+        let time = wakeup.min(again_at.unwrap_or(Timestamp::MAX));
         tokio::select! {
             biased;
-            event = self.ports.link_events.recv() => {
-                let LinkEvent { connection, input } = event?;
-                self.connection = connection;
-                Some(Next::Input(input))
-            }
-            Some(input) = self.ports.local_inputs.recv() => Some(Next::Input(input)),
-            input = self.preparing.next() => Some(Next::Input(input)),
-            () = clock.sleep_until(wakeup) => Some(Next::Input(Input::TimePassed)),
-            () = clock.sleep_until(again_at) => Some(Next::SaveAgain),
+            () = self.desk.fenced() => Some(Next::Time),
+            event = self.link_events.recv() => event.map(Next::Heard),
+            Some(input) = self.local_inputs.recv() => Some(Next::Local(input)),
+            ended = self.preparing.next() => Some(Next::Ended(ended)),
+            () = self.clock.sleep_until(time) => Some(Next::Time),
         }
     }
 
-    async fn handle(&mut self, input: Input) {
-        let effects = self.agent.handle(input, self.ports.clock.now());
-        self.execute(effects).await;
+    /// The input that something comes to, if any.
+    fn input(&mut self, next: Next<P::Prepared>) -> Option<Input> {
+        match next {
+            Next::Heard(LinkEvent { connection, input }) => {
+                self.connection = connection;
+                Some(input)
+            }
+            Next::Local(input) => Some(input),
+            Next::Ended(ended) => self.preparing.finish(ended),
+            Next::Time => Some(Input::TimePassed),
+        }
     }
 
-    async fn execute(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
+    /// Executes what waits.
+    async fn work_off(&mut self) {
+        self.save_again_if_due().await;
+        while let Some(effect) = self.desk.next_effect() {
             match effect {
-                Effect::Swap(route) => self.swap(route),
                 Effect::Persist(state) => self.save(Arc::new(state)).await,
                 Effect::Send(message) => self.send(message),
                 Effect::Prepare { model, version } => self.preparing.begin(model, version),
                 Effect::Unload { model, version } => self.preparing.unload(model, version),
-                Effect::Pin(versions) => self.ports.preparer.pin(&versions).await,
+                Effect::Pin(versions) => self.preparing.pin(&versions).await,
+                // The desk has done it.
+                Effect::Swap(_) => {}
             }
-        }
-        if let Some(observe) = &mut self.ports.on_change {
-            observe(&self.agent);
-        }
-    }
-
-    fn swap(&self, route: Route) {
-        match &self.ports.on_swap {
-            Some(observe) => {
-                self.ports.routes.swap(route.clone());
-                observe(&route, self.ports.clock.now());
-            }
-            None => self.ports.routes.swap(route),
         }
     }
 
@@ -258,30 +266,32 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
             | FromAgent::Readiness(_)
             | FromAgent::Event(_)) => other,
         };
-        self.ports.link.send(self.connection, message);
+        self.link.send(self.connection, message);
     }
 
     async fn save(&mut self, state: Arc<DurableState>) {
-        let store = Arc::clone(&self.ports.state_store);
+        let store = Arc::clone(&self.state_store);
         match store.save(Arc::clone(&state)).await {
             Ok(()) => {
                 if self.unsaved.take().is_some() {
                     tracing::info!("the state is on disk again");
-                    self.ports.link.reset();
+                    self.link.reset();
                 }
             }
             Err(error) => {
                 let error = crate::link::chain(&error);
                 tracing::error!(%error, "the state is not durable: no receipt is sent until it is");
-                let again_at = self.ports.clock.now() + SAVE_AGAIN_AFTER;
+                let again_at = self.clock.now() + SAVE_AGAIN_AFTER;
                 self.unsaved = Some(Unsaved { state, again_at });
             }
         }
     }
 
-    async fn save_again(&mut self) {
-        if let Some(Unsaved { state, .. }) = &self.unsaved {
-            self.save(Arc::clone(state)).await;
+    async fn save_again_if_due(&mut self) {
+        let now = self.clock.now();
+        let due = self.unsaved.as_ref().filter(|u| u.again_at <= now);
+        if let Some(state) = due.map(|unsaved| Arc::clone(&unsaved.state)) {
+            self.save(state).await;
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The agent's connection to the coordinator: dial, speak, notice the loss, dial again.
 //!
 //! It decides nothing: what arrives becomes an [`Input`] for the core, what the core
-//! sends goes out. Every message in either direction carries the number of its
+//! sends goes out. Withdrawals go to the core directly ([`Fence`]), everything else
+//! through a bounded queue. Every message in either direction carries the number of its
 //! connection, so that what was meant for a lost connection never reaches the next
 //! one, and `Hello` is the first message on each.
 //!
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use quinn::{ClientConfig, Connection};
 use rollcall_agent_core::input::Input;
+use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::backoff::Backoff;
 use rollcall_shared::digest::Digest;
 use rollcall_shared::limits::{RECONNECT_FIRST, RECONNECT_MAX};
@@ -60,6 +62,21 @@ pub struct LinkEvent {
     pub connection: ConnectionNumber,
     /// What happened.
     pub input: Input,
+}
+
+/// Takes a withdrawal at once, wherever it is heard. Copies lead to the same agent.
+#[derive(Clone)]
+pub struct Fence(Arc<dyn Fn(Withdrawal) + Send + Sync>);
+
+impl Fence {
+    /// `take` must be quick: it is called where packets are received.
+    pub fn new(take: impl Fn(Withdrawal) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    fn take(&self, withdrawal: Withdrawal) {
+        (self.0)(withdrawal);
+    }
 }
 
 /// What a link needs.
@@ -139,14 +156,15 @@ enum DialError {
 }
 
 impl Link {
-    /// Keeps a connection until `shutdown`; then closes it in an orderly way.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Keeps a connection until `shutdown`; then closes it in an orderly way. Withdrawals
+    /// go to `fence`, everything else to the receiver of [`link`].
+    pub async fn run(mut self, fence: Fence, shutdown: CancellationToken) {
         if self.config.coordinators.is_empty() {
             return shutdown.cancelled().await;
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = self.keep_connected() => {}
+            () = self.keep_connected(&fence) => {}
         }
         if let Some(connection) = self.connection.send_replace(None) {
             close(&connection, CloseCode::Shutdown, "the agent is stopping");
@@ -157,7 +175,7 @@ impl Link {
     }
 
     /// Returns only when the driver is gone.
-    async fn keep_connected(&mut self) {
+    async fn keep_connected(&mut self, fence: &Fence) {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_MAX);
         for attempt in 0.. {
             let index = attempt % self.config.coordinators.len();
@@ -165,7 +183,8 @@ impl Link {
             match dial(&self.config, &coordinator).await {
                 Ok(connection) => {
                     tracing::info!(%coordinator, "connected");
-                    if self.converse(connection, &mut backoff).await.is_break() {
+                    let conversation = self.converse(connection, fence, &mut backoff);
+                    if conversation.await.is_break() {
                         return;
                     }
                 }
@@ -181,7 +200,12 @@ impl Link {
     }
 
     /// One connection from `Connected` to `Disconnected`. Breaks when the driver is gone.
-    async fn converse(&mut self, connection: Connection, backoff: &mut Backoff) -> ControlFlow<()> {
+    async fn converse(
+        &mut self,
+        connection: Connection,
+        fence: &Fence,
+        backoff: &mut Backoff,
+    ) -> ControlFlow<()> {
         self.number.0 += 1;
         let number = self.number;
         // Before anyone else can open a stream: the first is the control stream.
@@ -207,6 +231,7 @@ impl Link {
             &connection,
             number,
             &self.events,
+            fence.clone(),
         );
         if let Err(error) = &beside_quic {
             tracing::warn!(%error, "withdrawals come by the control stream only");
@@ -216,6 +241,7 @@ impl Link {
             connection: &connection,
             number,
             events: &self.events,
+            fence,
             cadence: &self.cadence,
             reset: &self.reset,
             beside_quic: beside_quic.ok(),

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, CacheError, StateError};
 use crate::config::{CA_FILE, CERTIFICATE_FILE, Config};
-use crate::driver::{self, LOCAL_INPUTS_MAX, Ports};
+use crate::driver::{Driver, LOCAL_INPUTS_MAX, Ports};
 use crate::engine::tract::Tract;
 use crate::fetch::Fetcher;
 use crate::link::{LinkConfig, link};
@@ -211,7 +211,6 @@ async fn live(
         coordinators: config.coordinators.clone(),
         random: Box::new(rand::random),
     });
-    let linking = tokio::spawn(link.run(shutdown.clone()));
     let fetcher = Fetcher::new(handle.clone(), Arc::clone(&cache));
     let engine = Arc::new(Tract::new());
     let preparer = VersionPreparer::new(fetcher, Arc::clone(&cache), engine, models, clock);
@@ -227,7 +226,9 @@ async fn live(
         on_swap: None,
         on_change: Some(Box::new(move |agent| board.post_view(view(agent, clock)))),
     };
-    let driving = tokio::spawn(driver::run(agent, boot, ports, shutdown.clone()));
+    let driver = Driver::new(agent, boot, ports);
+    let linking = tokio::spawn(link.run(driver.fence(), shutdown.clone()));
+    let driving = tokio::spawn(driver.run(shutdown.clone()));
     let reporter = Reporter {
         clock,
         link: handle,

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coordinator::Coordinator;
-use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore};
+use rollcall_agent::driver::{Driver, Ports, Preparer, RouteTable, StateStore};
 use rollcall_agent::link::{LinkConfig, link};
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
@@ -105,7 +105,6 @@ fn start(coordinator: &Coordinator, dir: &Path) -> Small {
         random: Box::new(|| 0.1),
     });
     let stop = CancellationToken::new();
-    tokio::spawn(link.run(stop.clone()));
     let clock = Clock::start(Timestamp::ZERO);
     let (agent, boot) = Agent::restore(
         AgentIdentity::default(),
@@ -130,7 +129,9 @@ fn start(coordinator: &Coordinator, dir: &Path) -> Small {
         })),
         on_change: None,
     };
-    tokio::spawn(driver::run(agent, boot, ports, stop.clone()));
+    let driver = Driver::new(agent, boot, ports);
+    tokio::spawn(link.run(driver.fence(), stop.clone()));
+    tokio::spawn(driver.run(stop.clone()));
     Small {
         disk,
         words,

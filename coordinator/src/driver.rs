@@ -15,6 +15,7 @@ mod handle;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rollcall_coordinator_core::coordinator::{Coordinator, CoreConfig};
 use rollcall_coordinator_core::effect::{Done, Effect, Refusal, Urgent};
@@ -30,7 +31,7 @@ pub use handle::{CoreHandle, Gone};
 
 use crate::journal::{Journal, JournalError, StateSnapshot};
 use crate::metrics::Metrics;
-use crate::quic_server::outbox::Agents;
+use crate::quic_server::outbox::{Agents, Broadcasting};
 
 /// Inputs, commands and questions that may wait. When full, whoever has more waits:
 /// an agent's reader stops reading, an HTTP request stands.
@@ -38,6 +39,9 @@ const QUEUE_MAX: usize = 4_096;
 
 /// Inputs that may share one sync.
 const BATCH_MAX: usize = 256;
+
+/// The longest that everything else waits for the packets of a broadcast.
+const BROADCAST_FIRST_MAX: Duration = Duration::from_millis(250);
 
 /// Records between snapshots. A fold of so many takes milliseconds.
 const SNAPSHOT_EVERY: u64 = 2_000;
@@ -68,6 +72,8 @@ pub struct Driver {
     tickets: u64,
     changes: watch::Sender<u64>,
     snapshot_seq: u64,
+    /// Ends when the last broadcast is out.
+    broadcasting: Option<oneshot::Receiver<()>>,
 }
 
 impl Driver {
@@ -103,6 +109,7 @@ impl Driver {
             tickets: 0,
             changes,
             snapshot_seq,
+            broadcasting: None,
         };
         driver.execute(effects.into()).await?;
         Ok((driver, handle))
@@ -125,7 +132,7 @@ impl Driver {
                     if !effects.is_empty() {
                         self.changed();
                     }
-                    self.execute(effects.into()).await?;
+                    self.carry_out(effects.into()).await?;
                 }
             }
             self.snapshot_if_due();
@@ -181,9 +188,23 @@ impl Driver {
                 next = self.work.try_recv().ok();
             }
         }
-        self.execute(effects).await?;
+        self.carry_out(effects).await?;
         if changed {
             self.changed();
+        }
+        Ok(())
+    }
+
+    /// Executes effects. After a broadcast the core has catching up to do, which nobody's
+    /// question may find undone; but the packets come first, and they get the processor:
+    /// whatever else is heard or asked meanwhile waits for some 10 us an agent.
+    async fn carry_out(&mut self, effects: VecDeque<Effect>) -> Result<(), DriverError> {
+        self.execute(effects).await?;
+        if let Some(sent) = self.broadcasting.take() {
+            // Sent, or given up, or too slow: then they compete.
+            let _ = tokio::time::timeout(BROADCAST_FIRST_MAX, sent).await;
+            let effects = self.core.handle(Input::TimePassed, self.clock.now());
+            self.execute(effects.into()).await?;
         }
         Ok(())
     }
@@ -251,14 +272,20 @@ impl Driver {
         }
     }
 
-    fn broadcast(&self, urgent: Urgent) {
+    fn broadcast(&mut self, urgent: Urgent) {
         let (model, is_real) = (
             urgent.model().clone(),
             matches!(urgent, Urgent::Withdraw(_)),
         );
         match self.agents.broadcast(urgent) {
-            Ok(agents) if is_real => tracing::warn!(%model, agents, "withdrawal broadcast"),
-            Ok(agents) => tracing::info!(%model, agents, "rehearsal broadcast"),
+            Ok(Broadcasting { agents, sent }) => {
+                self.broadcasting = Some(sent);
+                if is_real {
+                    tracing::warn!(%model, agents, "withdrawal broadcast");
+                } else {
+                    tracing::info!(%model, agents, "rehearsal broadcast");
+                }
+            }
             Err(error) => tracing::error!(%model, %error, "a broadcast was not encoded"),
         }
     }

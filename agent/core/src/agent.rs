@@ -5,8 +5,8 @@
 //!
 //! - `carry_out` (everything but a withdrawal): durable first, then prepared,
 //!   then routed, then reported, and only then is memory freed.
-//! - `fence` (a withdrawal), before that: routed first, then durable, then
-//!   reported. The safe direction does not wait for a disk.
+//! - [`Agent::fence`] (a withdrawal), before that: routed first, then durable, then
+//!   reported. The safe direction waits neither for a disk nor for its turn.
 //!
 //! Nothing is computed from the change that an input made. Each `handle` derives routes,
 //! pins and preparations from the whole state, so a lost, repeated or reordered message
@@ -17,6 +17,7 @@
 //! [`crate::breaker`]), and any way for an input to put a withdrawn version back.
 
 mod carry_out;
+mod fence;
 #[cfg(test)]
 pub(crate) mod fixtures;
 #[cfg(test)]
@@ -29,7 +30,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
+use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef};
 use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::limits::{HEARTBEAT_EVERY, HEARTBEATS_PER_LEASE, MODELS_PER_NODE_MAX};
 use rollcall_shared::report::Readiness;
@@ -38,6 +39,7 @@ use rollcall_shared::wire::{
     FromAgent, Heartbeat, HeartbeatAnswer, Hello, PROTOCOL, PROTOCOL_MIN, Welcome,
 };
 
+use self::fence::Owed;
 pub use self::status::{ModelStatus, WaitingFor};
 use crate::effect::{DurableState, Effect};
 use crate::input::{Input, PrepareFailure};
@@ -64,6 +66,10 @@ pub struct Agent {
     durable: DurableState,
     /// `durable` differs from the disk.
     unsaved: bool,
+    /// What is to be said of withdrawals once `durable` is on the disk.
+    owed: Owed,
+    /// A withdrawal is carried out no further than its routes.
+    unfinished: bool,
     /// One for each hosted model with an assignment in `durable`.
     models: BTreeMap<ModelName, Model>,
     versions: BTreeMap<(ModelName, VersionRef), Preparation>,
@@ -119,6 +125,8 @@ impl Agent {
                 ..DurableState::default()
             },
             unsaved: false,
+            owed: Owed::default(),
+            unfinished: false,
             models: BTreeMap::new(),
             versions: BTreeMap::new(),
             pinned: BTreeSet::new(),
@@ -141,51 +149,58 @@ impl Agent {
         (agent, effects)
     }
 
-    /// Takes one input. The effects must be executed in order.
+    fn advance(&mut self, now: Timestamp) {
+        assert!(now >= self.last_now, "time went backwards");
+        self.last_now = now;
+    }
+
+    /// Takes one input. The effects are for a [`Backlog`](crate::backlog::Backlog).
     ///
     /// # Panics
     /// When `now` is before the `now` of an earlier call, or an invariant is broken.
     pub fn handle(&mut self, input: Input, now: Timestamp) -> Vec<Effect> {
-        assert!(now >= self.last_now, "time went backwards");
-        self.last_now = now;
-        let mut effects = Vec::new();
+        self.advance(now);
+        let route = match &input {
+            Input::Withdraw(withdrawal) => self.fence(withdrawal.clone(), now),
+            _ => None,
+        };
+        let mut effects: Vec<_> = route.into_iter().map(Effect::Swap).collect();
+        effects.extend(self.persist_if_unsaved());
+        let mut owed = self.take_owed();
+        if input == Input::Connected {
+            // Nothing may be said before `Hello`, and it repeats the receipts.
+            owed.retain(is_event);
+            let (swaps, words) = self.reroute(now);
+            effects.extend(swaps.into_iter().map(Effect::Swap));
+            effects.push(Effect::Send(self.on_connected(now)));
+            owed.extend(words.into_iter().filter(is_event));
+        }
+        effects.extend(owed.into_iter().map(Effect::Send));
         let words = match input {
-            Input::Connected => {
-                let (swaps, mut words) = self.reroute(now);
-                effects = swaps;
-                // Nothing may be said before `Hello`, and it repeats the receipts.
-                effects.push(Effect::Send(self.on_connected(now)));
-                words.retain(|word| matches!(word, FromAgent::Event(_)));
-                words
-            }
+            Input::Connected | Input::Withdraw(_) => Vec::new(),
             Input::Disconnected => {
                 self.link = Link::Offline;
                 self.heartbeats.forget();
                 Vec::new()
             }
             Input::Welcome(welcome) => {
-                effects = self.on_welcome(welcome, now);
+                effects.extend(self.on_welcome(welcome, now));
                 Vec::new()
             }
             Input::Assign(assignment) => {
-                effects = self.reroute_and_say(now);
+                effects.extend(self.reroute_and_say(now));
                 self.on_assign(assignment).into_iter().collect()
             }
-            Input::Withdraw(withdrawal) => {
-                let (model, generation) = (withdrawal.model.clone(), withdrawal.generation);
-                let is_repeated = self.durable.withdrawals.contains(&withdrawal);
-                effects = self.fence(vec![withdrawal], now);
-                if is_repeated {
-                    effects.extend(self.reroute_and_say(now));
-                    self.receipt_since(&model, generation).into_iter().collect()
-                } else {
-                    Vec::new()
+            Input::Rehearse(rehearsal) => {
+                // Not even what time alone would bring about: that has its own input.
+                if self.unfinished {
+                    effects.extend(self.carry_out(Vec::new(), now));
                 }
+                effects.extend(self.on_rehearse(&rehearsal, now));
+                return effects;
             }
-            // Not even what time alone would bring about: that has its own input.
-            Input::Rehearse(rehearsal) => return self.on_rehearse(&rehearsal, now),
             Input::Sync(snapshot) => {
-                effects = self.fence(snapshot.withdrawals, now);
+                effects.extend(self.fence_all(snapshot.withdrawals, now));
                 effects.extend(self.reroute_and_say(now));
                 let assignments = snapshot.assignments.into_iter();
                 assignments.filter_map(|a| self.on_assign(a)).collect()
@@ -213,6 +228,9 @@ impl Agent {
     /// When [`Input::TimePassed`] must come at the latest.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Timestamp> {
+        if self.unfinished {
+            return Some(self.last_now);
+        }
         let heartbeat = self.heartbeat_due();
         let routes = self.models.values().filter_map(|m| m.route.as_ref());
         let leases = routes.filter_map(|route| Some(route.candidate.as_ref()?.lease_until));
@@ -266,7 +284,7 @@ impl Agent {
             assignments,
             withdrawals,
         } = welcome.snapshot;
-        let effects = self.fence(withdrawals, now);
+        let effects = self.fence_all(withdrawals, now);
         let named: Vec<_> = assignments
             .iter()
             .map(|a| (a.model.clone(), a.generation))
@@ -314,13 +332,6 @@ impl Agent {
             .map(|route| FromAgent::Receipt(reconcile::receipt(route)))
     }
 
-    /// Our receipt for a withdrawal that we have carried out: asked again, the coordinator
-    /// has lost it, or never got it.
-    fn receipt_since(&self, model: &ModelName, generation: Generation) -> Option<FromAgent> {
-        let route = self.models.get(model)?.route.as_ref()?;
-        (route.generation >= generation).then(|| FromAgent::Receipt(reconcile::receipt(route)))
-    }
-
     /// Puts an assignment in place of the one held, as far as it is permitted.
     fn hold(&mut self, asked: Assignment, instead: [Option<VersionRef>; 3]) {
         let name = asked.model.clone();
@@ -339,57 +350,6 @@ impl Agent {
             "a held generation went back"
         );
         self.unsaved = true;
-    }
-
-    /// Remembers a withdrawal, whatever its generation. There is no bound here: forgetting
-    /// one is worse than any memory, and the coordinator refuses rollouts that could exceed
-    /// `WITHDRAWALS_PER_MODEL_MAX`.
-    fn on_withdrawal(&mut self, withdrawal: Withdrawal) {
-        if !self.concerns_us(&withdrawal) {
-            return;
-        }
-        let is_new = self.durable.withdrawals.insert(withdrawal.clone());
-        self.unsaved |= is_new;
-        if let Some((asked, instead)) = self.asked_after(&withdrawal, is_new) {
-            self.hold(asked, instead);
-        }
-    }
-
-    fn concerns_us(&self, withdrawal: &Withdrawal) -> bool {
-        let model = &withdrawal.model;
-        let room = self.models.contains_key(model) || self.models.len() < MODELS_PER_NODE_MAX;
-        self.hosts(model) && room
-    }
-
-    /// What a withdrawal asks of us, and what may stand in for its stable version. `None`:
-    /// nothing beyond what is held already.
-    fn asked_after(
-        &self,
-        withdrawal: &Withdrawal,
-        is_new: bool,
-    ) -> Option<(Assignment, [Option<VersionRef>; 3])> {
-        let model = &withdrawal.model;
-        let held = self.held(model);
-        let routed = self.models.get(model).and_then(|m| m.route.as_ref());
-        let routed_stable = routed.and_then(|r| r.stable);
-        let held_previous = held.and_then(|a| a.previous);
-        match held {
-            Some(held) if held.generation >= withdrawal.generation => is_new.then(|| {
-                let instead = [withdrawal.serving, routed_stable, held_previous];
-                (held.clone(), instead)
-            }),
-            held => {
-                let asked = Assignment {
-                    model: model.clone(),
-                    generation: withdrawal.generation,
-                    stable: withdrawal.serving,
-                    previous: None,
-                    candidate: None,
-                };
-                let held_stable = held.and_then(|a| a.stable);
-                Some((asked, [held_stable, routed_stable, held_previous]))
-            }
-        }
     }
 
     fn on_heartbeat_answer(&mut self, answer: &HeartbeatAnswer) {
@@ -484,4 +444,8 @@ impl Agent {
         let held = self.held_generations();
         Some(FromAgent::Heartbeat(Heartbeat { seq, held }))
     }
+}
+
+const fn is_event(word: &FromAgent) -> bool {
+    matches!(word, FromAgent::Event(_))
 }

@@ -1,8 +1,8 @@
 //! Everything that an agent wants done.
 //!
-//! A driver executes the effects of one `handle` in order, and does not begin one
-//! before the one before it is complete; only [`Effect::Prepare`] is begun and
-//! left to go on by itself.
+//! A driver executes them in the order that a [`Backlog`](crate::backlog::Backlog) gives,
+//! and does not begin one before the one before it is complete; only
+//! [`Effect::Prepare`] is begun and left to go on by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,11 +3,12 @@
 //!
 //! Pure: no clock, no randomness, no I/O, no threads. `rollcall-agent` owns the sockets,
 //! the disk, the engines and the clock, hands [`input::Input`]s in, and executes the
-//! [`effect::Effect`]s that come out, in order. The simulator drives this same crate.
+//! [`effect::Effect`]s that come out, in the order of a [`backlog::Backlog`]. The simulator drives this same crate.
 //!
 //! | module | holds |
 //! | --- | --- |
 //! | [`input`], [`effect`] | the two ends of the state machine |
+//! | [`backlog`] | effects that wait, and who may overtake them |
 //! | [`agent`] | the state machine: assignments, withdrawals, heartbeats |
 //! | `reconcile` | what an assignment comes to, given what is ready, leased and withdrawn |
 //! | `lease`, `preparation` | how long a candidate may be used; how far a version is |
@@ -17,6 +18,7 @@
 //! | [`tensor`] | tensors |
 
 pub mod agent;
+pub mod backlog;
 pub mod breaker;
 pub mod cache_policy;
 pub mod compare;

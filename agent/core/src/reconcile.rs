@@ -143,6 +143,19 @@ pub(crate) fn route(
 
 /// Our word that we serve this route.
 pub(crate) fn receipt(route: &Route) -> Receipt {
+    Receipt {
+        model: route.model.clone(),
+        generation: route.generation,
+        serving: serving(route).collect(),
+    }
+}
+
+/// Whether a receipt for one would be a receipt for the other.
+pub(crate) fn same_receipt(one: &Route, other: &Route) -> bool {
+    one.generation == other.generation && serving(one).eq(serving(other))
+}
+
+fn serving(route: &Route) -> impl Iterator<Item = Serving> {
     let stable = route.stable.map(|version| Serving {
         role: Role::Stable,
         version,
@@ -154,11 +167,7 @@ pub(crate) fn receipt(route: &Route) -> Receipt {
         },
         version: candidate.version,
     });
-    Receipt {
-        model: route.model.clone(),
-        generation: route.generation,
-        serving: stable.into_iter().chain(candidate).collect(),
-    }
+    stable.into_iter().chain(candidate)
 }
 
 /// The rollout whose candidate left a route for no other reason than that its lease ended.

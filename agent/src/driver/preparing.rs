@@ -3,7 +3,7 @@
 //! A finished one is installed only while it is still wanted: what was cancelled
 //! reports nothing and leaves nothing behind, whatever its task did last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rollcall_agent_core::input::{Input, PrepareFailure};
@@ -14,6 +14,12 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use super::Preparer;
 
 type Key = (ModelName, VersionRef);
+
+/// How a preparation came to its end.
+pub(super) struct Ended<T> {
+    id: Id,
+    result: Result<T, PrepareFailure>,
+}
 
 /// Tasks, and who waits for them.
 pub(super) struct Preparing<P: Preparer> {
@@ -48,33 +54,41 @@ impl<P: Preparer> Preparing<P> {
         self.cancel(&(model, version));
     }
 
+    /// See [`Preparer::pin`].
+    pub(super) async fn pin(&self, versions: &BTreeSet<Key>) {
+        self.preparer.pin(versions).await;
+    }
+
     fn cancel(&mut self, key: &Key) {
         if let Some(task) = self.wanted.remove(key) {
             task.abort();
         }
     }
 
-    /// The end of a preparation that is still wanted; waits for ever when there is none.
-    /// Cancel-safe.
-    pub(super) async fn next(&mut self) -> Input {
-        loop {
-            let Some(ended) = self.tasks.join_next_with_id().await else {
-                return std::future::pending().await;
-            };
-            let (id, result) = match ended {
-                Ok((id, result)) => (id, result),
-                Err(error) => (error.id(), Err(broken(&error))),
-            };
-            if let Some((model, version)) = self.take(id) {
-                let result =
-                    result.map(|prepared| self.preparer.install(&model, version, prepared));
-                return Input::Prepared {
-                    model,
-                    version,
-                    result,
-                };
-            }
+    /// The next one that comes to its end, wanted or not; waits for ever when none is
+    /// under way. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Ended<P::Prepared> {
+        match self.tasks.join_next_with_id().await {
+            Some(Ok((id, result))) => Ended { id, result },
+            Some(Err(error)) => Ended {
+                id: error.id(),
+                result: Err(broken(&error)),
+            },
+            None => std::future::pending().await,
         }
+    }
+
+    /// Installs what is still wanted, and says so.
+    pub(super) fn finish(&mut self, ended: Ended<P::Prepared>) -> Option<Input> {
+        let (model, version) = self.take(ended.id)?;
+        let result = ended
+            .result
+            .map(|prepared| self.preparer.install(&model, version, prepared));
+        Some(Input::Prepared {
+            model,
+            version,
+            result,
+        })
     }
 
     fn take(&mut self, id: Id) -> Option<Key> {

@@ -1,11 +1,11 @@
 //! Withdrawals and rehearsals that come beside QUIC, and the answers to them.
 //!
-//! A beacon goes from the socket to the driver in one step. Its answer goes back the
+//! A withdrawal goes from the socket to the core and into the routes in one call. Its answer goes back the
 //! same way, at this node's place among those of the whole fleet. If the coordinator
 //! repeats itself the answer was lost, or it is far away: then the answer goes by the
 //! control stream, which loses nothing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::Connection;
 use rollcall_agent_core::input::Input;
@@ -15,7 +15,7 @@ use rollcall_transport::beacon::{Beacons, End, Listening, NoKey, Sealer};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 
-use super::{ConnectionNumber, LinkEvent};
+use super::{ConnectionNumber, Fence, LinkEvent};
 
 /// Answers begin after this part of their time, when all beacons are out.
 const BEACONS_FIRST: f64 = 0.1;
@@ -73,6 +73,11 @@ impl Asked {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds this lock can leave a half-made change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl BesideQuic {
     /// Listens as long as it lives.
     pub(super) fn listen(
@@ -80,6 +85,7 @@ impl BesideQuic {
         connection: &Connection,
         number: ConnectionNumber,
         events: &mpsc::Sender<LinkEvent>,
+        fence: Fence,
     ) -> Result<Self, NoKey> {
         let asked = Arc::new(Mutex::new(None));
         let (events, note) = (events.clone(), Arc::clone(&asked));
@@ -92,27 +98,32 @@ impl BesideQuic {
                 tracing::debug!("a beacon that cannot be read");
                 return;
             };
-            let input = match &message {
-                ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal.clone()),
-                ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal.clone()),
+            let within = Duration::from_millis(u64::from(answer_within_ms)).min(ANSWER_AFTER_MAX);
+            let answer_after = within.mul_f64(BEACONS_FIRST + (1.0 - BEACONS_FIRST) * place);
+            // Noted first: the answer may be there before the call is back.
+            let note = || Asked::note(&mut lock(&note), &message, Instant::now(), answer_after);
+            match &message {
+                ToAgent::Withdraw(withdrawal) => {
+                    note();
+                    fence.take(withdrawal.clone());
+                }
+                ToAgent::Rehearse(rehearsal) => {
+                    note();
+                    let input = Input::Rehearse(rehearsal.clone());
+                    // No room: the driver is behind, and the next beacon or the stream finds it.
+                    let _ = events.try_send(LinkEvent {
+                        connection: number,
+                        input,
+                    });
+                }
                 ToAgent::Welcome(_)
                 | ToAgent::Refused { .. }
                 | ToAgent::Assign(_)
                 | ToAgent::Sync(_)
                 | ToAgent::HeartbeatAnswer(_) => {
                     tracing::debug!("a message that needs the stream came as a beacon");
-                    return;
                 }
-            };
-            let within = Duration::from_millis(u64::from(answer_within_ms)).min(ANSWER_AFTER_MAX);
-            let mut asked = note.lock().unwrap_or_else(PoisonError::into_inner);
-            let answer_after = within.mul_f64(BEACONS_FIRST + (1.0 - BEACONS_FIRST) * place);
-            Asked::note(&mut asked, &message, Instant::now(), answer_after);
-            // No room: the driver is behind, and the next beacon or the stream finds it.
-            let _ = events.try_send(LinkEvent {
-                connection: number,
-                input,
-            });
+            }
         };
         Ok(Self {
             beacons: beacons.clone(),
@@ -125,10 +136,7 @@ impl BesideQuic {
 
     /// Sends a message that answers a beacon, at its time. Whether it was one.
     pub(super) async fn answer(&mut self, connection: &Connection, message: &FromAgent) -> bool {
-        let at = {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            Asked::answer(&mut asked, message)
-        };
+        let at = { Asked::answer(&mut lock(&self.asked), message) };
         let (Some(at), Ok(body)) = (at, codec::encode(message)) else {
             return false;
         };

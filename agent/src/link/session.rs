@@ -17,7 +17,7 @@ use rollcall_transport::close::CloseCode;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::beside_quic::BesideQuic;
-use super::{Cadence, ConnectionNumber, LinkEvent};
+use super::{Cadence, ConnectionNumber, Fence, LinkEvent};
 
 /// A coordinator that asks for reports more often than this gets them at this pace.
 const REPORT_EVERY_MIN: Duration = Duration::from_millis(100);
@@ -27,6 +27,7 @@ pub(super) struct Session<'a> {
     pub(super) connection: &'a Connection,
     pub(super) number: ConnectionNumber,
     pub(super) events: &'a mpsc::Sender<LinkEvent>,
+    pub(super) fence: &'a Fence,
     pub(super) cadence: &'a watch::Sender<Option<Cadence>>,
     pub(super) reset: &'a Notify,
     /// Answers to beacons go there.
@@ -92,6 +93,7 @@ impl Session<'_> {
             connection,
             number,
             events,
+            fence,
             cadence,
             reset,
             beside_quic,
@@ -103,7 +105,11 @@ impl Session<'_> {
             writer,
             beside_quic,
         };
-        let inbox = Inbox { number, events };
+        let inbox = Inbox {
+            number,
+            events,
+            fence,
+        };
         tokio::select! {
             end = inbox.read_control(reader, cadence, welcomed) => end,
             end = inbox.read_datagrams(connection) => end,
@@ -116,6 +122,7 @@ impl Session<'_> {
 struct Inbox<'a> {
     number: ConnectionNumber,
     events: &'a mpsc::Sender<LinkEvent>,
+    fence: &'a Fence,
 }
 
 impl Inbox<'_> {
@@ -141,7 +148,10 @@ impl Inbox<'_> {
                 }
                 ToAgent::Refused { reason } => return End::Refused(reason),
                 ToAgent::Assign(assignment) => Input::Assign(assignment),
-                ToAgent::Withdraw(withdrawal) => Input::Withdraw(withdrawal),
+                ToAgent::Withdraw(withdrawal) => {
+                    self.fence.take(withdrawal);
+                    continue;
+                }
                 ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
                 ToAgent::Sync(snapshot) => Input::Sync(snapshot),
                 ToAgent::HeartbeatAnswer(answer) => Input::HeartbeatAnswer(answer),
@@ -157,7 +167,10 @@ impl Inbox<'_> {
     async fn read_datagrams(&self, connection: &Connection) -> End {
         loop {
             let input = match read_datagram::<ToAgent>(connection).await {
-                Ok(ToAgent::Withdraw(withdrawal)) => Input::Withdraw(withdrawal),
+                Ok(ToAgent::Withdraw(withdrawal)) => {
+                    self.fence.take(withdrawal);
+                    continue;
+                }
                 Ok(ToAgent::Rehearse(rehearsal)) => Input::Rehearse(rehearsal),
                 Ok(ToAgent::HeartbeatAnswer(answer)) => Input::HeartbeatAnswer(answer),
                 Ok(

@@ -22,7 +22,7 @@ use crate::input::{Actor, Command, Input};
 use crate::record::{Event, Record};
 use crate::rehearsal::Rehearsing;
 use crate::roles;
-use crate::rollback::{Receipts, Tally};
+use crate::rollback::{Aftermath, Receipts, Tally};
 use crate::rollout::Trial;
 use crate::state::State;
 
@@ -48,6 +48,8 @@ pub struct Coordinator {
     pub(crate) trials: BTreeMap<RolloutId, Trial>,
     /// Receipts of withdrawals: memory until they settle.
     pub(crate) rollbacks: BTreeMap<RolloutId, Receipts>,
+    /// Withdrawals whose broadcast may still be under way; see [`Self::catch_up`].
+    pub(crate) aftermath: Vec<Aftermath>,
     /// The last rehearsal of each model: memory only.
     pub(crate) rehearsals: BTreeMap<ModelName, Rehearsing>,
     /// For monitoring: memory only.
@@ -118,6 +120,7 @@ impl Coordinator {
             fleet: Fleet::default(),
             trials: BTreeMap::new(),
             rollbacks: BTreeMap::new(),
+            aftermath: Vec::new(),
             rehearsals: BTreeMap::new(),
             tallies: BTreeMap::new(),
             last_now: now,
@@ -138,6 +141,7 @@ impl Coordinator {
         assert!(now >= self.last_now, "time went backwards");
         self.last_now = now;
         let mut turn = Turn::new(now);
+        self.catch_up(&mut turn);
         match input {
             Input::Command {
                 ticket,
@@ -178,7 +182,9 @@ impl Coordinator {
         let trials = self.trials.values().map(|trial| trial.wake_at);
         let rollbacks = self.rollbacks.values().filter_map(Receipts::next_wakeup);
         let rehearsals = self.rehearsals.values().filter_map(Rehearsing::next_wakeup);
-        trials.chain(rollbacks).chain(rehearsals).min()
+        let aftermath = (!self.aftermath.is_empty()).then_some(self.last_now);
+        let all = trials.chain(rollbacks).chain(rehearsals).chain(aftermath);
+        all.min()
     }
 
     /// The durable state, e.g. for a snapshot.

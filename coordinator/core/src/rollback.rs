@@ -61,6 +61,13 @@ impl Target {
     }
 }
 
+/// A withdrawal that is decided, and no more.
+#[derive(Clone, Debug)]
+pub(crate) struct Aftermath {
+    withdrawal: Withdrawal,
+    decided_at: Timestamp,
+}
+
 impl Coordinator {
     /// Withdraws the running candidate, or else the stable version in favour of the one before it.
     pub(crate) fn on_rollback(
@@ -184,17 +191,34 @@ impl Coordinator {
         };
         self.record(turn, actor, event);
         self.trials.remove(&withdrawal.rollout);
-        let model = &withdrawal.model;
-        self.forget_unassigned(model);
-        self.fleet.note_broadcast(model, withdrawal.generation);
-        self.rollbacks
-            .retain(|_, receipts| !receipts.is_settled() || receipts.model() != model);
-        self.expect_receipts(withdrawal.rollout, turn.now);
-        self.settle_rollbacks(turn);
-        self.end_trial_of_stable(turn, model);
-        Done::Withdrawn {
+        self.end_trial_of_stable(turn, &withdrawal.model);
+        let done = Done::Withdrawn {
             rollout: withdrawal.rollout,
             generation: withdrawal.generation,
+        };
+        self.aftermath.push(Aftermath {
+            withdrawal,
+            decided_at: turn.now,
+        });
+        done
+    }
+
+    /// What a withdrawal changes in what we know of every node. In a large fleet that
+    /// takes longer than the broadcast itself, so it is done when that is out, with the
+    /// next input: nothing is heard of any node in between.
+    pub(crate) fn catch_up(&mut self, turn: &mut Turn) {
+        for decided in std::mem::take(&mut self.aftermath) {
+            let Aftermath {
+                withdrawal,
+                decided_at,
+            } = decided;
+            let model = &withdrawal.model;
+            self.forget_unassigned(model);
+            self.fleet.note_broadcast(model, withdrawal.generation);
+            self.rollbacks
+                .retain(|_, receipts| !receipts.is_settled() || receipts.model() != model);
+            self.expect_receipts(withdrawal.rollout, decided_at);
+            self.settle_rollbacks(turn);
         }
     }
 

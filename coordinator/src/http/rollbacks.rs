@@ -75,7 +75,8 @@ pub(super) async fn start(
         )
         .await?
     {
-        Done::Withdrawn { rollout, .. } => view(&api, rollout, false).await.map(Json),
+        // While the nodes swap, the machine has better things to do than to list them.
+        Done::Withdrawn { rollout, .. } => view(&api, rollout, true).await.map(Json),
         other => Err(ApiError::Internal(format!(
             "a rollback was answered with {other:?}"
         ))),
@@ -145,7 +146,7 @@ pub(super) async fn rehearse(
         reason,
     };
     match api.command(actor, command).await? {
-        Done::Rehearsing { model, .. } => rehearsal_view(&api, model).await,
+        Done::Rehearsing { model, .. } => rehearsal_view(&api, model, true).await,
         other => Err(ApiError::Internal(format!(
             "a rehearsal was answered with {other:?}"
         ))),
@@ -165,22 +166,26 @@ pub(super) async fn show_rehearsal(
         core.rehearsal_is_over(&asked)
     })
     .await?;
-    let mut view = rehearsal_view(&api, model).await?;
-    if wait.brief {
-        let spread = &mut view.as_if;
-        spread.nodes.clear();
-        spread.nodes_unlisted = spread.receipts.received;
-    }
-    Ok(view)
+    rehearsal_view(&api, model, wait.brief).await
 }
 
-async fn rehearsal_view(api: &Api, model: ModelName) -> Result<Json<RehearsalView>, ApiError> {
+async fn rehearsal_view(
+    api: &Api,
+    model: ModelName,
+    brief: bool,
+) -> Result<Json<RehearsalView>, ApiError> {
     let missing = format!(
         "there was no rehearsal of {model} since the coordinator started: `rollcall rollback \
          {model} --rehearse --reason WHY`"
     );
     let found = api.core.ask(move |core, _| core.rehearsal(&model)).await?;
-    found.map(Json).ok_or(ApiError::NotFound(missing))
+    let mut view = found.ok_or(ApiError::NotFound(missing))?;
+    if brief {
+        let spread = &mut view.as_if;
+        spread.nodes.clear();
+        spread.nodes_unlisted = spread.receipts.received;
+    }
+    Ok(Json(view))
 }
 
 /// Waits until something is over, if it ever was, or the time is.

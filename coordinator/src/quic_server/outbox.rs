@@ -22,7 +22,7 @@ use rollcall_shared::wire::{FromAgent, ToAgent};
 use rollcall_transport::beacon::{Beacons, End, NoKey, Sealer};
 use rollcall_transport::channel::{ChannelError, FrameWriter, send_encoded_datagram};
 use rollcall_transport::close::{CloseCode, close};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::push::{Push, Pusher};
 
@@ -298,6 +298,15 @@ pub async fn write_out(
     }
 }
 
+/// A broadcast that has begun.
+#[derive(Debug)]
+pub struct Broadcasting {
+    /// To how many agents.
+    pub agents: usize,
+    /// Ends when the first packet to each is out, or will come by the streams.
+    pub sent: oneshot::Receiver<()>,
+}
+
 /// The outboxes of all connections.
 #[derive(Clone, Debug, Default)]
 pub struct Agents {
@@ -346,11 +355,11 @@ impl Agents {
     }
 
     /// Pushes what is urgent to everyone who hosts its model and can read it; see
-    /// [`super::push`]. Encoded once; never waits. Says to how many.
+    /// [`super::push`]. Encoded once; never waits.
     ///
     /// # Errors
     /// When it cannot be encoded: a bug, since its bounds were checked at the door.
-    pub fn broadcast(&self, urgent: Urgent) -> Result<usize, CodecError> {
+    pub fn broadcast(&self, urgent: Urgent) -> Result<Broadcasting, CodecError> {
         let (topic, number) = Topic::of(&urgent);
         let outboxes: Vec<_> = lock(&self.outboxes)
             .values()
@@ -358,7 +367,8 @@ impl Agents {
             .cloned()
             .collect();
         let agents = outboxes.len();
-        let push = Push::new(topic, number, urgent.into_message(), outboxes)?;
+        let mut push = Push::new(topic, number, urgent.into_message(), outboxes)?;
+        let sent = push.sent();
         let left = match self.pusher.get() {
             Some(pusher) => pusher.push(push),
             None => Some(push),
@@ -369,7 +379,7 @@ impl Agents {
                 slots.put(&push.topic, push.number, &push.frame, Way::Stream);
             }
         }
-        Ok(agents)
+        Ok(Broadcasting { agents, sent })
     }
 
     /// Closes a connection.

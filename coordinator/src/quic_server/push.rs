@@ -22,7 +22,7 @@ use rollcall_shared::limits::REHEARSAL_MAX;
 use rollcall_shared::wire::{Beacon, ToAgent};
 use rollcall_transport::beacon::Beacons;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -62,6 +62,8 @@ pub(super) struct Push {
     body: Bytes,
     answer_within: Duration,
     pub(super) outboxes: Vec<Arc<Outbox>>,
+    /// Dropped when all beacons are out.
+    under_way: Option<oneshot::Sender<()>>,
 }
 
 impl Push {
@@ -85,7 +87,15 @@ impl Push {
             body,
             answer_within,
             outboxes,
+            under_way: None,
         })
+    }
+
+    /// Ends when all beacons are out, or never will be.
+    pub(super) fn sent(&mut self) -> oneshot::Receiver<()> {
+        let (under_way, sent) = oneshot::channel();
+        self.under_way = Some(under_way);
+        sent
     }
 
     /// Sends to those who have not answered, and keeps only them.
@@ -148,12 +158,13 @@ impl Pusher {
                     // Follow-ups run beside, so that a second withdrawal waits for none.
                     let mut following = JoinSet::new();
                     let mut packet = Vec::new();
-                    while let Some(push) = pushes.recv().await {
+                    while let Some(mut push) = pushes.recv().await {
                         let began = Instant::now();
                         for outbox in &push.outboxes {
                             outbox.hold(&push.topic, push.number, &push.frame);
                             lost(outbox.beacon(&beacons, &push.body, &mut packet).await);
                         }
+                        push.under_way = None;
                         let (agents, took) = (push.outboxes.len(), began.elapsed());
                         tracing::info!(agents, ?took, "beacons sent");
                         while following.try_join_next().is_some() {}

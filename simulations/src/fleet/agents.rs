@@ -3,15 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rand::RngExt;
-use rollcall_agent::driver::{self, Ports, Preparer, RouteTable, StateStore, SwapObserver};
+use rollcall_agent::driver::{Driver, Ports, Preparer, RouteTable, StateStore, SwapObserver};
 use rollcall_agent::link::{LinkConfig, LinkHandle, link};
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
@@ -31,11 +32,16 @@ use rollcall_transport::ca::{CaCertificate, FleetCa};
 use rollcall_transport::clock::Clock;
 use rollcall_transport::endpoint::{TwoWays, agent_config, agent_endpoint_on};
 use rollcall_transport::identity::{Identity, new_agent_key};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// UDP sockets that the agents share.
 pub(crate) const ENDPOINTS: usize = 8;
+/// How long packets are gathered before the thread that receives them wakes up, as a
+/// network card's interrupt moderation does: waking for each of ten thousand packets
+/// would cost the sender of the next one more than sending.
+const COALESCE: Duration = Duration::from_micros(500);
 /// Kernel buffer of each.
 const RECEIVE_BYTES: usize = 8 << 20;
 /// Agents that dial at the same time: a fleet that is set up, not a storm.
@@ -227,6 +233,57 @@ impl StateStore for MemoryDisk {
     }
 }
 
+/// The thread that receives for all agents and swaps their routes. On machines of their
+/// own they would do what follows a swap, and all else, at the same time: here the caller's
+/// runtime does it, and [yields](Self::calm_down).
+struct Receiving {
+    runtime: Option<Runtime>,
+    coalesces: Arc<AtomicBool>,
+}
+
+impl Receiving {
+    fn start() -> io::Result<Self> {
+        let coalesces = Arc::new(AtomicBool::new(false));
+        let gathers = Arc::clone(&coalesces);
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("receiving")
+            .on_thread_park(move || {
+                if gathers.load(Ordering::Relaxed) {
+                    std::thread::sleep(COALESCE);
+                }
+            })
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            runtime: Some(runtime),
+            coalesces,
+        })
+    }
+
+    /// Sockets that are received from here.
+    fn endpoints(&self) -> Result<Vec<TwoWays>> {
+        let _entered = self.runtime.as_ref().map(Runtime::enter);
+        (0..ENDPOINTS).map(|_| endpoint()).collect()
+    }
+
+    /// From now on the agents take no processor from the coordinator that machines of
+    /// their own would not. To be called on the thread that runs them.
+    fn calm_down(&self) {
+        self.coalesces.store(true, Ordering::Relaxed);
+        // Refused or not: figures are upper bounds anyway.
+        let _ = rustix::process::nice(19);
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// A socket for a good thousand agents, with room for what a node's own socket would hold.
 fn endpoint() -> Result<TwoWays> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
@@ -242,6 +299,7 @@ pub(crate) struct Agents {
     delays: Arc<AtomicU64>,
     clock: Clock,
     _stop: DropGuard,
+    receiving: Arc<Receiving>,
 }
 
 /// How many of them the coordinator has let in.
@@ -256,9 +314,8 @@ impl Agents {
         coordinator: SocketAddr,
         observers: Option<Observers<'_>>,
     ) -> Result<Self> {
-        let endpoints = (0..ENDPOINTS)
-            .map(|_| endpoint())
-            .collect::<Result<Vec<_>>>()?;
+        let receiving = Receiving::start()?;
+        let endpoints = receiving.endpoints()?;
         let clock = Clock::start(Timestamp::ZERO);
         let nodes = Mutex::new(vec![NodeState::default(); credentials.len()]);
         let board = Arc::new(Board { nodes });
@@ -303,10 +360,11 @@ impl Agents {
                 on_swap: observers.map(|observe| observe(index)),
                 on_change: None,
             };
-            tokio::spawn(link.run(stop.clone()));
+            let driver = Driver::new(agent, boot, ports);
+            tokio::spawn(link.run(driver.fence(), stop.clone()));
             let stopped = stop.clone();
             tokio::spawn(async move {
-                driver::run(agent, boot, ports, stopped).await;
+                driver.run(stopped).await;
                 drop(local);
             });
         }
@@ -316,7 +374,15 @@ impl Agents {
             delays,
             clock,
             _stop: stop.drop_guard(),
+            receiving: Arc::new(receiving),
         })
+    }
+
+    /// Lets everything but receiving and swapping yield to the coordinator, if the caller's
+    /// runtime has one thread.
+    pub(crate) async fn calm_down(&self) -> Result<()> {
+        let receiving = Arc::clone(&self.receiving);
+        Ok(tokio::spawn(async move { receiving.calm_down() }).await?)
     }
 
     /// The clock of all routes.

@@ -1,15 +1,13 @@
-//! From state to effects: the two roads, and what must hold after either.
-//!
-//! `fence` is for withdrawals and runs first: routed, then durable, then
-//! reported. `carry_out` runs after every input: durable, prepared, routed,
-//! reported, and only then is memory freed.
+//! From state to effects, and what must hold after every input: durable, prepared,
+//! routed, reported, and only then is memory freed. Withdrawals have a road of their own
+//! before this one; see [`super::fence`].
 //!
 //! Deliberately absent: any reading of inputs. Whatever an input changed is in the state
 //! by now, and the effects are the difference between the state and what was brought about.
 
 use std::collections::BTreeSet;
 
-use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::report::{AgentEvent, Readiness};
 use rollcall_shared::time::Timestamp;
@@ -19,32 +17,28 @@ use super::Agent;
 use crate::effect::Effect;
 use crate::preparation::Preparation;
 use crate::reconcile::{self, Withdrawn};
+use crate::route::Route;
+
+/// A route that has to be put in place.
+pub(super) struct Rerouted {
+    pub(super) route: Route,
+    /// It serves something else, or carries something newer out.
+    pub(super) is_receipt_due: bool,
+    pub(super) event: Option<AgentEvent>,
+}
 
 impl Agent {
-    /// The road of a withdrawal: out of the routes, then onto the disk, then reported.
-    pub(super) fn fence(&mut self, withdrawals: Vec<Withdrawal>, now: Timestamp) -> Vec<Effect> {
-        for withdrawal in withdrawals {
-            self.on_withdrawal(withdrawal);
-        }
-        if !self.unsaved {
-            return Vec::new();
-        }
-        let (mut effects, words) = self.reroute(now);
-        effects.extend(self.persist_if_unsaved());
-        effects.extend(words.into_iter().map(Effect::Send));
-        effects
-    }
-
     /// Ends leases that are over, so that no receipt is repeated for a route that should
     /// have been replaced before this input came.
     pub(super) fn reroute_and_say(&mut self, now: Timestamp) -> Vec<Effect> {
-        let (mut effects, words) = self.reroute(now);
-        effects.extend(words.into_iter().map(Effect::Send));
-        effects
+        let (routes, words) = self.reroute(now);
+        let swaps = routes.into_iter().map(Effect::Swap);
+        swaps.chain(words.into_iter().map(Effect::Send)).collect()
     }
 
     /// Brings about what the state asks for. `words` are said after the receipts.
     pub(super) fn carry_out(&mut self, words: Vec<FromAgent>, now: Timestamp) -> Vec<Effect> {
+        self.unfinished = false;
         let mut effects: Vec<_> = self.persist_if_unsaved().into_iter().collect();
         effects.extend(self.pin_if_changed());
         let begun = self.begin_preparations(now);
@@ -54,8 +48,8 @@ impl Agent {
                 .cloned()
                 .map(|(model, version)| Effect::Prepare { model, version }),
         );
-        let (swaps, receipts) = self.reroute(now);
-        effects.extend(swaps);
+        let (routes, receipts) = self.reroute(now);
+        effects.extend(routes.into_iter().map(Effect::Swap));
         let ready = self.readiness_to_say(begun);
         let said = receipts.into_iter().chain(words).chain(ready);
         effects.extend(said.map(Effect::Send));
@@ -63,7 +57,7 @@ impl Agent {
         effects
     }
 
-    fn persist_if_unsaved(&mut self) -> Option<Effect> {
+    pub(super) fn persist_if_unsaved(&mut self) -> Option<Effect> {
         std::mem::take(&mut self.unsaved).then(|| Effect::Persist(self.durable.clone()))
     }
 
@@ -122,43 +116,58 @@ impl Agent {
             .collect()
     }
 
-    /// The swaps that bring every route up to date, and what to say after them.
-    pub(super) fn reroute(&mut self, now: Timestamp) -> (Vec<Effect>, Vec<FromAgent>) {
-        let (mut swaps, mut words) = (Vec::new(), Vec::new());
-        for (name, model) in &mut self.models {
-            let assignment = &self.durable.assignments[name];
-            let is_ready = |v| self.versions.get(&(name.clone(), v)) == Some(&Preparation::Ready);
-            let withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
-            let before = model.route.as_ref();
-            let lease = model.lease.as_ref();
-            let route = reconcile::route(assignment, before, lease, is_ready, withdrawn, now);
-            if before == Some(&route) {
-                continue;
-            }
-            let receipt = reconcile::receipt(&route);
-            let said = before.map(reconcile::receipt);
-            if said
-                .as_ref()
-                .map_or(route.generation > Generation::default(), |s| *s != receipt)
-            {
-                words.push(FromAgent::Receipt(receipt));
-            }
-            words.extend(
-                reconcile::expired(before, &route, assignment, now).map(|rollout| {
-                    FromAgent::Event(AgentEvent::LeaseExpired {
-                        model: name.clone(),
-                        rollout,
-                    })
-                }),
-            );
-            assert!(
-                before.is_none_or(|b| b.generation <= route.generation),
-                "a route's generation went back"
-            );
-            model.route = Some(route.clone());
-            swaps.push(Effect::Swap(route));
+    /// The routes that have to change, and what to say once they have.
+    pub(super) fn reroute(&mut self, now: Timestamp) -> (Vec<Route>, Vec<FromAgent>) {
+        let (mut routes, mut words) = (Vec::new(), Vec::new());
+        let names: Vec<ModelName> = self.models.keys().cloned().collect();
+        for rerouted in names
+            .iter()
+            .filter_map(|name| self.reroute_model(name, now))
+        {
+            let Rerouted {
+                route,
+                is_receipt_due,
+                event,
+            } = rerouted;
+            let receipt = is_receipt_due.then(|| FromAgent::Receipt(reconcile::receipt(&route)));
+            words.extend(receipt);
+            words.extend(event.map(FromAgent::Event));
+            routes.push(route);
         }
-        (swaps, words)
+        (routes, words)
+    }
+
+    /// The model's route, if it has to change.
+    pub(super) fn reroute_model(&mut self, name: &ModelName, now: Timestamp) -> Option<Rerouted> {
+        let model = self.models.get_mut(name)?;
+        let assignment = &self.durable.assignments[name];
+        let is_ready = |v| self.versions.get(&(name.clone(), v)) == Some(&Preparation::Ready);
+        let withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
+        let before = model.route.as_ref();
+        let lease = model.lease.as_ref();
+        let route = reconcile::route(assignment, before, lease, is_ready, withdrawn, now);
+        if before == Some(&route) {
+            return None;
+        }
+        assert!(
+            before.is_none_or(|b| b.generation <= route.generation),
+            "a route's generation went back"
+        );
+        let is_receipt_due = before.map_or(route.generation > Generation::default(), |before| {
+            !reconcile::same_receipt(before, &route)
+        });
+        let event = reconcile::expired(before, &route, assignment, now).map(|rollout| {
+            AgentEvent::LeaseExpired {
+                model: name.clone(),
+                rollout,
+            }
+        });
+        model.route = Some(route.clone());
+        Some(Rerouted {
+            route,
+            is_receipt_due,
+            event,
+        })
     }
 
     /// Frees what neither an assignment nor a route names.

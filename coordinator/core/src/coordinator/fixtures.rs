@@ -222,7 +222,17 @@ impl World {
         Self::from_state(state, journal, now)
     }
 
+    /// Hands in `input`, and time once more after a broadcast, as a driver does.
     pub(crate) fn handle(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = self.handle_one(input);
+        let is_broadcast = |effect: &Effect| matches!(effect, Effect::Broadcast(_));
+        if effects.iter().any(is_broadcast) {
+            effects.extend(self.handle_one(Input::TimePassed));
+        }
+        effects
+    }
+
+    fn handle_one(&mut self, input: Input) -> Vec<Effect> {
         let effects = self.core.handle(input, self.now);
         assert_order(&effects);
         for effect in &effects {
