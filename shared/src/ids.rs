@@ -2,9 +2,11 @@
 //!
 //! Names are checked when they are made, so that whoever holds one need not
 //! check again: they are safe in file names, URLs, certificates and logs.
+//! They are keys everywhere and are cloned at every turn, so clones share the text.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -35,21 +37,37 @@ fn check_name(kind: &'static str, text: &str) -> Result<(), NameError> {
     }
 }
 
+/// Reads a name where it lies, without a copy that is thrown away.
+struct NameVisitor(&'static str);
+
+impl de::Visitor<'_> for NameVisitor {
+    type Value = Arc<str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {}", self.0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Arc<str>, E> {
+        check_name(self.0, text).map_err(E::custom)?;
+        Ok(text.into())
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $kind:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(String);
+        pub struct $type(Arc<str>);
 
         impl $type {
             /// Checks `text` and makes the name.
             ///
             /// # Errors
             /// When `text` breaks the rules for names.
-            pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
-                let text = text.into();
-                check_name($kind, &text)?;
-                Ok(Self(text))
+            pub fn new(text: impl AsRef<str>) -> Result<Self, NameError> {
+                let text = text.as_ref();
+                check_name($kind, text)?;
+                Ok(Self(text.into()))
             }
 
             /// The name as text.
@@ -80,7 +98,7 @@ macro_rules! name {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Self::new(String::deserialize(deserializer)?).map_err(de::Error::custom)
+                deserializer.deserialize_str(NameVisitor($kind)).map(Self)
             }
         }
     };

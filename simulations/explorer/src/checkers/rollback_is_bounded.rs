@@ -6,13 +6,14 @@
 //! decided it), or adopted from an agent. One that was stable has no lease on nodes
 //! that hold it by right: these are the coordinator's "silent" nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_coordinator_core::view::{RollbackNodeState, RollbackView};
 use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_shared::ids::NodeId;
 use rollcall_shared::report::Role;
 use rollcall_shared::time::Timestamp;
 
@@ -87,18 +88,14 @@ impl RollbackIsBounded {
         }
     }
 
-    /// The coordinator says who answered and who is fenced; `uses` is the truth.
-    pub fn claimed(
-        view: &RollbackView,
-        mut uses: impl FnMut(&str) -> bool,
-        verdicts: &mut Verdicts,
-    ) {
+    /// The coordinator says who answered and who is fenced; `serving` is the truth.
+    pub fn claimed(view: &RollbackView, serving: &BTreeSet<&NodeId>, verdicts: &mut Verdicts) {
         for node in &view.nodes {
             let counted = matches!(
                 node.state,
                 RollbackNodeState::Receipt | RollbackNodeState::Fenced
             );
-            if counted && uses(node.node.as_str()) {
+            if counted && serving.contains(&node.node) {
                 let what = format!(
                     "the rollback of {}@{} counts {} as {:?}, which still serves it",
                     view.model, view.withdrawn, node.node, node.state
