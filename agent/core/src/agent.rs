@@ -360,10 +360,13 @@ impl Agent {
         if !self.concerns_us(&withdrawal) {
             return;
         }
-        let is_new = self.durable.withdrawals.insert(withdrawal.clone());
-        self.unsaved |= is_new;
-        if let Some(model) = self.models.get_mut(&withdrawal.model) {
-            model.withdrawn.add(&withdrawal);
+        let is_new = !self.durable.withdrawals.contains(&withdrawal);
+        if is_new {
+            self.durable.withdrawals.insert(withdrawal.clone());
+            self.unsaved = true;
+            if let Some(model) = self.models.get_mut(&withdrawal.model) {
+                model.withdrawn.add(&withdrawal);
+            }
         }
         if let Some((asked, instead)) = self.asked_after(&withdrawal, is_new) {
             self.hold(asked, instead);

@@ -296,6 +296,9 @@ impl Network {
             return;
         };
         let stream = &mut link.streams[direction as usize];
+        if stream.is_idle() {
+            return;
+        }
         let mut packets = std::mem::take(&mut stream.lost);
         let slots = std::mem::take(&mut stream.slots);
         let waiting = std::mem::take(&mut stream.waiting);

@@ -6,19 +6,19 @@
 //! decided it), or adopted from an agent. One that was stable has no lease on nodes
 //! that hold it by right: these are the coordinator's "silent" nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_coordinator_core::view::{RollbackNodeState, RollbackView};
-use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::ids::NodeId;
 use rollcall_shared::report::Role;
 use rollcall_shared::time::Timestamp;
 
 use super::only_approved_serves::OnlyApprovedServes;
-use super::{Use, Verdicts, lease_bound};
+use super::{Use, Verdicts, VersionMap, lease_bound};
 
 #[derive(Debug)]
 struct Decided {
@@ -31,8 +31,8 @@ struct Decided {
 #[derive(Debug, Default)]
 pub struct RollbackIsBounded {
     /// Broadcast, perhaps not yet durable.
-    announced: BTreeMap<VersionRef, Timestamp>,
-    decided: BTreeMap<VersionRef, Decided>,
+    announced: VersionMap<Timestamp>,
+    decided: VersionMap<Decided>,
 }
 
 impl RollbackIsBounded {

@@ -73,6 +73,7 @@ impl World {
         let random = (self.observer.number() % CLIENTS).to_le_bytes();
         let mut tried = Vec::new();
         for (route, keen) in agent.routes.values() {
+            let mut observed = None;
             for key in [*keen, random] {
                 let pick = route.pick(&key, at);
                 let client = u64::from_le_bytes(key);
@@ -83,7 +84,11 @@ impl World {
                     client,
                     at,
                 };
-                self.checkers.observed(&seen, &agent.loaded);
+                if observed != Some(pick) {
+                    self.checkers.observed(&seen, &agent.loaded);
+                    observed = Some(pick);
+                }
+                self.checkers.met(&seen);
                 match (pick, &route.candidate) {
                     (Pick::Candidate { .. }, Some(candidate)) => {
                         self.fired.hit(Knob::CandidateAnswered);
