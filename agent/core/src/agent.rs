@@ -27,6 +27,7 @@ mod status;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
@@ -362,7 +363,7 @@ impl Agent {
         }
         let is_new = !self.durable.withdrawals.contains(&withdrawal);
         if is_new {
-            self.durable.withdrawals.insert(withdrawal.clone());
+            Arc::make_mut(&mut self.durable.withdrawals).insert(withdrawal.clone());
             self.unsaved = true;
             if let Some(model) = self.models.get_mut(&withdrawal.model) {
                 model.withdrawn.add(&withdrawal);

@@ -6,6 +6,7 @@
 //! adopted may wait for the agent's next word, where a journal ends right after it).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::Route;
@@ -17,7 +18,7 @@ use super::{Use, Verdicts, VersionSet};
 /// What each node knows.
 #[derive(Debug)]
 pub struct WithdrawnStaysWithdrawn {
-    on_disk: Vec<BTreeSet<Withdrawal>>,
+    on_disk: Vec<Arc<BTreeSet<Withdrawal>>>,
     withdrawn_on_disk: Vec<VersionSet>,
     known: Vec<VersionSet>,
     /// By the present journal.
@@ -38,7 +39,7 @@ impl WithdrawnStaysWithdrawn {
     #[must_use]
     pub fn new(nodes: usize) -> Self {
         Self {
-            on_disk: vec![BTreeSet::new(); nodes],
+            on_disk: vec![Arc::default(); nodes],
             withdrawn_on_disk: vec![VersionSet::default(); nodes],
             known: vec![VersionSet::default(); nodes],
             in_journal: BTreeMap::new(),
@@ -144,12 +145,10 @@ impl WithdrawnStaysWithdrawn {
                 );
                 verdicts.broken(2, Some(node), what);
             }
-            for withdrawal in &state.withdrawals {
-                if self.on_disk[node].insert(withdrawal.clone()) {
-                    self.withdrawn_on_disk[node].insert(withdrawal.withdrawn);
-                    self.known[node].insert(withdrawal.withdrawn);
-                }
-            }
+            self.on_disk[node] = Arc::clone(&state.withdrawals);
+            let withdrawn = state.withdrawals.iter().map(|w| w.withdrawn);
+            self.withdrawn_on_disk[node].extend(withdrawn.clone());
+            self.known[node].extend(withdrawn);
         }
         let mut named = state.assignments.values().flat_map(named);
         let broken = named.find(|version| self.withdrawn_on_disk[node].contains(version));
@@ -167,7 +166,7 @@ impl WithdrawnStaysWithdrawn {
     }
 
     pub(super) fn state_lost(&mut self, node: usize) {
-        self.on_disk[node].clear();
+        self.on_disk[node] = Arc::default();
         self.withdrawn_on_disk[node].clear();
     }
 

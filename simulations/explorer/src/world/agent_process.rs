@@ -2,6 +2,7 @@
 //! one by one, and can die after each.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
@@ -143,7 +144,7 @@ impl World {
         }
         let mut state = agent.disk.synced().clone();
         if self.setup.sabotage == Some(Sabotage::AgentForgetsWithdrawalsOnRestart) {
-            state.withdrawals.clear();
+            state.withdrawals = Arc::default();
         }
         let drift = Clock::draw_drift(&mut agent.draws, self.options.drift_permille_max);
         if drift != 0.0 {
