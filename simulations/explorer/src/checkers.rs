@@ -10,9 +10,9 @@ pub mod reconnects_are_spread;
 pub mod rehearsals_change_nothing;
 pub mod rollback_is_bounded;
 mod shadow_never_answers;
-mod versions;
 pub mod stable_answers;
 pub mod trials_are_curbed;
+mod versions;
 pub mod withdrawn_stays_withdrawn;
 
 pub use versions::{VersionMap, VersionSet};

@@ -28,7 +28,13 @@ pub(crate) fn keen_key(route: &Route, before: Option<&(Route, [u8; 8])>) -> [u8;
     let Some(candidate) = &route.candidate else {
         return [0; 8];
     };
-    if let Some((Route { candidate: Some(before), .. }, key)) = before
+    if let Some((
+        Route {
+            candidate: Some(before),
+            ..
+        },
+        key,
+    )) = before
         && before.rollout == candidate.rollout
     {
         return *key;
