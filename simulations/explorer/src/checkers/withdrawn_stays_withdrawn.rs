@@ -146,9 +146,11 @@ impl WithdrawnStaysWithdrawn {
                 verdicts.broken(2, Some(node), what);
             }
             self.on_disk[node] = Arc::clone(&state.withdrawals);
-            let withdrawn = state.withdrawals.iter().map(|w| w.withdrawn);
-            self.withdrawn_on_disk[node].extend(withdrawn.clone());
-            self.known[node].extend(withdrawn);
+            for withdrawal in state.withdrawals.iter() {
+                if self.withdrawn_on_disk[node].insert(withdrawal.withdrawn) {
+                    self.known[node].insert(withdrawal.withdrawn);
+                }
+            }
         }
         let mut named = state.assignments.values().flat_map(named);
         let broken = named.find(|version| self.withdrawn_on_disk[node].contains(version));

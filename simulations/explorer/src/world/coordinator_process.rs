@@ -34,6 +34,8 @@ pub(crate) struct CoordinatorProcess {
     pub(crate) journal: Journal,
     /// The journal's beginning, folded: nobody reads a year of records at every start.
     snapshot: State,
+    /// What the last process had in memory when it died.
+    left: Option<State>,
     pub(super) inbox: VecDeque<Input>,
     pub(super) effects: VecDeque<Effect>,
     pub(super) busy: bool,
@@ -56,6 +58,7 @@ impl CoordinatorProcess {
             clock: Clock::new(START, START, 0.0),
             journal: Journal::default(),
             snapshot: State::default(),
+            left: None,
             inbox: VecDeque::new(),
             effects: VecDeque::new(),
             busy: false,
@@ -111,12 +114,20 @@ impl World {
                 return;
             }
         };
-        coordinator.snapshot = state.clone();
+        let left = coordinator.left.take();
+        let left = left.filter(|left| left.hash() == state.hash());
+        if left.as_ref().is_some_and(|left| *left != state) {
+            let what = "the core's state is not the fold of the journal".to_owned();
+            self.checkers.verdicts.broken(6, None, what);
+        }
+        coordinator.snapshot = state;
         self.trace.line(
             now,
             "coordinator",
             format_args!("starts after record {}", records.len()),
         );
+        // Equal to what was folded, so there is nothing to copy.
+        let state = left.unwrap_or_else(|| coordinator.snapshot.clone());
         let config = CoreConfig {
             software: "sim 0.1.0".to_owned(),
             heartbeat_every: HEARTBEAT_EVERY,
@@ -199,6 +210,7 @@ impl World {
             let what = "the core's state is not the fold of what it appended".to_owned();
             self.checkers.verdicts.broken(6, None, what);
         }
+        coordinator.left = Some(core.into_state());
         coordinator.epoch += 1;
         coordinator.paused = false;
         coordinator.busy = false;
