@@ -327,15 +327,10 @@ impl Agent {
         (route.generation >= generation).then(|| FromAgent::Receipt(reconcile::receipt(route)))
     }
 
-    fn preparation(&self, model: &ModelName, version: VersionRef) -> Option<&Preparation> {
-        self.models.get(model)?.versions.get(&version)
-    }
-
     /// Puts an assignment in place of the one held, as far as it is permitted.
     fn hold(&mut self, asked: Assignment, instead: [Option<VersionRef>; 3]) {
         let name = asked.model.clone();
-        let model = self.models.entry(name.clone());
-        let model = model.or_insert_with(|| Model {
+        let model = self.models.entry(name.clone()).or_insert_with(|| Model {
             withdrawn: Withdrawn::of(&self.durable.withdrawals, &name),
             ..Model::default()
         });

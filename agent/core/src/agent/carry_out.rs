@@ -88,6 +88,15 @@ impl Agent {
         changed.then(|| Effect::Pin(pinned.collect()))
     }
 
+    /// How far the node is with a version, if it has to do with it at all.
+    pub(super) fn preparation(
+        &self,
+        model: &ModelName,
+        version: VersionRef,
+    ) -> Option<&Preparation> {
+        self.models.get(model)?.versions.get(&version)
+    }
+
     fn begin_preparations(&mut self, now: Timestamp) -> Vec<(ModelName, VersionRef)> {
         let mut begun = Vec::new();
         for (name, model) in &mut self.models {
