@@ -4,7 +4,7 @@
 //! (standard configuration: little endian, variable-length integers). Lengths
 //! above the bound are refused before anything is allocated.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -12,6 +12,9 @@ use crate::limits::FRAME_BYTES_MAX;
 
 /// Bytes of the length in front of a frame.
 pub const HEADER_BYTES: usize = 4;
+
+/// Room for most messages, so that few of them move while they are written.
+const USUAL_BYTES: usize = 256;
 
 /// What is wrong with bytes or with a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,12 +45,19 @@ fn config() -> impl bincode::config::Config {
 /// # Errors
 /// When it is over the bound.
 pub fn encode<T: Serialize>(message: &T) -> Result<Bytes, CodecError> {
-    let body = bincode::serde::encode_to_vec(message, config())
+    encode_behind(0, message).map(Bytes::from)
+}
+
+/// A message behind so many bytes of zero.
+fn encode_behind<T: Serialize>(header: usize, message: &T) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    bytes.resize(header, 0);
+    bincode::serde::encode_into_std_write(message, &mut bytes, config())
         .map_err(|error| CodecError::Malformed(error.to_string()))?;
-    if body.len() > FRAME_BYTES_MAX {
-        return Err(CodecError::TooLarge { bytes: body.len() });
+    match bytes.len() - header {
+        body if body > FRAME_BYTES_MAX => Err(CodecError::TooLarge { bytes: body }),
+        _ => Ok(bytes),
     }
-    Ok(body.into())
 }
 
 /// Reads exactly one message.
@@ -71,13 +81,11 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
 /// # Errors
 /// When it is over the bound.
 pub fn encode_frame<T: Serialize>(message: &T) -> Result<Bytes, CodecError> {
-    let body = encode(message)?;
-    let length =
-        u32::try_from(body.len()).map_err(|_| CodecError::TooLarge { bytes: body.len() })?;
-    let mut frame = BytesMut::with_capacity(HEADER_BYTES + body.len());
-    frame.put_u32(length);
-    frame.put(body);
-    Ok(frame.freeze())
+    let mut frame = encode_behind(HEADER_BYTES, message)?;
+    let bytes = frame.len() - HEADER_BYTES;
+    let length = u32::try_from(bytes).map_err(|_| CodecError::TooLarge { bytes })?;
+    frame[..HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
+    Ok(frame.into())
 }
 
 /// The length that a frame's header announces.

@@ -62,12 +62,19 @@ impl FromStr for Digest {
 }
 
 /// Hexadecimal for people, 32 bytes on the wire.
+///
+/// serde knows no byte string of a fixed length, and an array goes byte by byte: in a fleet
+/// that reconnects with hundreds of withdrawals, a tenth of all work. Four times eight bytes
+/// are the same on the wire. `f64` is the one type of eight bytes that the codec does not
+/// shorten; its bits are carried and never looked at.
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
             serializer.collect_str(self)
         } else {
-            self.0.serialize(serializer)
+            let (words, _) = self.0.as_chunks::<8>();
+            let word = |nth: usize| f64::from_le_bytes(words[nth]);
+            [word(0), word(1), word(2), word(3)].serialize(serializer)
         }
     }
 }
@@ -79,7 +86,10 @@ impl<'de> Deserialize<'de> for Digest {
                 .parse()
                 .map_err(de::Error::custom)
         } else {
-            <[u8; 32]>::deserialize(deserializer).map(Self)
+            let words = <[f64; 4]>::deserialize(deserializer)?.map(f64::to_le_bytes);
+            let mut bytes = [0; 32];
+            bytes.copy_from_slice(words.as_flattened());
+            Ok(Self(bytes))
         }
     }
 }

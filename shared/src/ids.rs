@@ -1,8 +1,8 @@
 //! Names and numbers that identify things.
 //!
 //! Names are checked when they are made, so that whoever holds one need not
-//! check again: they are safe in file names, URLs, certificates and logs. They are
-//! copied far more often than made, so copies share one text.
+//! check again: they are safe in file names, URLs, certificates and logs.
+//! They are keys everywhere and are cloned at every turn, so clones share the text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,6 +34,22 @@ fn check_name(kind: &'static str, text: &str) -> Result<(), NameError> {
             kind,
             text: text.chars().take(80).collect(),
         })
+    }
+}
+
+/// Reads a name where it lies, without a copy that is thrown away.
+struct NameVisitor(&'static str);
+
+impl de::Visitor<'_> for NameVisitor {
+    type Value = Arc<str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {}", self.0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Arc<str>, E> {
+        check_name(self.0, text).map_err(E::custom)?;
+        Ok(text.into())
     }
 }
 
@@ -82,21 +98,7 @@ macro_rules! name {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Visitor;
-
-                impl de::Visitor<'_> for Visitor {
-                    type Value = $type;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str(concat!("a ", $kind))
-                    }
-
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$type, E> {
-                        $type::new(text).map_err(E::custom)
-                    }
-                }
-
-                deserializer.deserialize_str(Visitor)
+                deserializer.deserialize_str(NameVisitor($kind)).map(Self)
             }
         }
     };

@@ -18,6 +18,7 @@ mod workshop;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::ProgressBar;
@@ -26,10 +27,18 @@ pub use report::{Caught, Report, Tried};
 pub use table::{Fault, Mutant, table};
 pub use workshop::checkout_of;
 
-use workshop::{Exploration, Workshop};
+use workshop::{Exploration, Found, Workshop};
 
 /// The first seed of every exploration.
 const FROM: u64 = 1;
+
+/// No exploration of the unmutated copy takes so long.
+const CLEAN_LIMIT: Duration = Duration::from_secs(3_600);
+
+/// A mutant may take this many times as long as the unmutated copy took for all seeds, and so
+/// much more. Few take longer than the copy did.
+const LIMIT_TIMES: u32 = 10;
+const LIMIT_MORE: Duration = Duration::from_secs(300);
 
 /// Plants every mutant, or the one that is named, and explores; with `shrink` makes what
 /// notices it small.
@@ -66,15 +75,18 @@ pub fn run(
     bar.set_length(chosen.len() as u64 + 1);
     bar.set_message("the unmutated copy");
     let workshop = Workshop::set_up(checkout)?;
+    let clean_build_s = workshop.build()?;
+    let explored = std::time::Instant::now();
     let mut report = Report {
-        clean_build_s: workshop.build()?,
+        clean_build_s,
         clean_seeds: prove_clean(&workshop, &chosen)?,
         ..Report::default()
     };
+    let limit = explored.elapsed() * LIMIT_TIMES + LIMIT_MORE;
     bar.inc(1);
     for mutant in chosen {
         bar.set_message(mutant.name.clone());
-        let tried = try_mutant(&workshop, mutant, shrink)
+        let tried = try_mutant(&workshop, mutant, shrink, limit)
             .with_context(|| format!("the mutant {} could not be tried", mutant.name))?;
         bar.println(tried.line());
         report.add(tried);
@@ -101,7 +113,14 @@ fn prove_clean(workshop: &Workshop, chosen: &[&Mutant]) -> anyhow::Result<u64> {
             sabotage: None,
             shrink: false,
         };
-        if let Some(caught) = workshop.explore(&exploration)?.caught.first() {
+        let caught = match workshop.explore(&exploration, CLEAN_LIMIT)? {
+            Found::Ended { caught, .. } => caught,
+            Found::TimedOut => bail!(
+                "without any mutant, {seeds} seeds of {agents} agents and {seconds} s are not \
+                 explored within {CLEAN_LIMIT:?}: find the one that does not end"
+            ),
+        };
+        if let Some(caught) = caught.first() {
             bail!(
                 "without any mutant, seed {} breaks {}: {}. Mend that first: rollcall-sim replay {} \
                  --agents {agents} --hours {}",
@@ -117,7 +136,12 @@ fn prove_clean(workshop: &Workshop, chosen: &[&Mutant]) -> anyhow::Result<u64> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long the exploration took")]
-fn try_mutant(workshop: &Workshop, mutant: &Mutant, shrink: bool) -> anyhow::Result<Tried> {
+fn try_mutant(
+    workshop: &Workshop,
+    mutant: &Mutant,
+    shrink: bool,
+    limit: Duration,
+) -> anyhow::Result<Tried> {
     let exploration = Exploration {
         seeds: mutant.seeds,
         agents: mutant.agents,
@@ -134,7 +158,7 @@ fn try_mutant(workshop: &Workshop, mutant: &Mutant, shrink: bool) -> anyhow::Res
         Fault::World { .. } => 0.0,
     };
     let began = std::time::Instant::now();
-    let found = workshop.explore(&exploration)?;
+    let found = workshop.explore(&exploration, limit)?;
     Ok(Tried::new(
         mutant,
         found,

@@ -72,8 +72,6 @@ pub struct Agent {
     unfinished: bool,
     /// One for each hosted model with an assignment in `durable`.
     models: BTreeMap<ModelName, Model>,
-    versions: BTreeMap<(ModelName, VersionRef), Preparation>,
-    pinned: BTreeSet<(ModelName, VersionRef)>,
     link: Link,
     heartbeats: HeartbeatsInFlight,
     /// The rehearsal that was answered last on this connection: copies follow.
@@ -84,6 +82,12 @@ pub struct Agent {
 /// What is known of a model beside its assignment; lost in a restart.
 #[derive(Debug, Default)]
 struct Model {
+    /// The versions that it should have, and those on their way out.
+    versions: BTreeMap<VersionRef, Preparation>,
+    /// What was pinned.
+    pinned: BTreeSet<VersionRef>,
+    /// Follows from `durable.withdrawals`, and is asked at every turn.
+    withdrawn: Withdrawn,
     /// The route in place. `None`: none was ever put there.
     route: Option<Route>,
     /// `Some` as long as the assignment has a candidate.
@@ -128,8 +132,6 @@ impl Agent {
             owed: Owed::default(),
             unfinished: false,
             models: BTreeMap::new(),
-            versions: BTreeMap::new(),
-            pinned: BTreeSet::new(),
             link: Link::Offline,
             heartbeats: HeartbeatsInFlight::default(),
             rehearsed: None,
@@ -162,6 +164,8 @@ impl Agent {
         self.advance(now);
         let route = match &input {
             Input::Withdraw(withdrawal) => self.fence(withdrawal.clone(), now),
+            // Not even what time alone would bring about: that has its own input.
+            Input::Rehearse(rehearsal) => return self.on_rehearse(rehearsal, now),
             _ => None,
         };
         let mut effects: Vec<_> = route.into_iter().map(Effect::Swap).collect();
@@ -177,7 +181,7 @@ impl Agent {
         }
         effects.extend(owed.into_iter().map(Effect::Send));
         let words = match input {
-            Input::Connected | Input::Withdraw(_) => Vec::new(),
+            Input::Connected | Input::Withdraw(_) | Input::Rehearse(_) => Vec::new(),
             Input::Disconnected => {
                 self.link = Link::Offline;
                 self.heartbeats.forget();
@@ -190,14 +194,6 @@ impl Agent {
             Input::Assign(assignment) => {
                 effects.extend(self.reroute_and_say(now));
                 self.on_assign(assignment).into_iter().collect()
-            }
-            Input::Rehearse(rehearsal) => {
-                // Not even what time alone would bring about: that has its own input.
-                if self.unfinished {
-                    effects.extend(self.carry_out(Vec::new(), now));
-                }
-                effects.extend(self.on_rehearse(&rehearsal, now));
-                return effects;
             }
             Input::Sync(snapshot) => {
                 effects.extend(self.fence_all(snapshot.withdrawals, now));
@@ -234,7 +230,8 @@ impl Agent {
         let heartbeat = self.heartbeat_due();
         let routes = self.models.values().filter_map(|m| m.route.as_ref());
         let leases = routes.filter_map(|route| Some(route.candidate.as_ref()?.lease_until));
-        let retries = self.versions.values().filter_map(Preparation::retry_at);
+        let versions = self.models.values().flat_map(|m| m.versions.values());
+        let retries = versions.filter_map(Preparation::retry_at);
         heartbeat.into_iter().chain(leases).chain(retries).min()
     }
 
@@ -258,10 +255,12 @@ impl Agent {
         self.link = Link::Greeting { hello_at: now };
         let routes = self.models.values().filter_map(|m| m.route.as_ref());
         let receipts = routes.map(reconcile::receipt);
-        let ready = self.versions.iter().map(|((model, version), p)| Readiness {
-            model: model.clone(),
-            version: *version,
-            state: p.state(),
+        let ready = self.models.iter().flat_map(|(name, model)| {
+            model.versions.iter().map(|(version, p)| Readiness {
+                model: name.clone(),
+                version: *version,
+                state: p.state(),
+            })
         });
         FromAgent::Hello(Hello {
             protocol_min: PROTOCOL_MIN,
@@ -335,9 +334,11 @@ impl Agent {
     /// Puts an assignment in place of the one held, as far as it is permitted.
     fn hold(&mut self, asked: Assignment, instead: [Option<VersionRef>; 3]) {
         let name = asked.model.clone();
-        let withdrawn = Withdrawn::of(&self.durable.withdrawals, &name);
-        let assignment = reconcile::permitted(asked, instead, withdrawn);
-        let model = self.models.entry(name.clone()).or_default();
+        let model = self.models.entry(name.clone()).or_insert_with(|| Model {
+            withdrawn: Withdrawn::of(&self.durable.withdrawals, &name),
+            ..Model::default()
+        });
+        let assignment = reconcile::permitted(asked, instead, &model.withdrawn);
         let lease = model.lease.take();
         model.lease = assignment
             .candidate
@@ -386,8 +387,7 @@ impl Agent {
         now: Timestamp,
     ) -> Option<FromAgent> {
         let generation = self.held(&model)?.generation;
-        let key = (model, version);
-        let preparation = self.versions.get_mut(&key)?;
+        let preparation = self.models.get_mut(&model)?.versions.get_mut(&version)?;
         let &mut Preparation::Fetching { failures } = preparation else {
             return None;
         };
@@ -395,7 +395,7 @@ impl Agent {
             Ok(()) => Preparation::Ready,
             Err(failure) if failure.retryable => {
                 let failures = failures.saturating_add(1);
-                let delay = retry_delay(failures, &self.identity.labels, &key.0, &version);
+                let delay = retry_delay(failures, &self.identity.labels, &model, &version);
                 Preparation::Waiting {
                     failures,
                     reason: cut(failure.reason),
@@ -409,7 +409,7 @@ impl Agent {
         };
         Some(FromAgent::Readiness(Readiness {
             state: preparation.state(),
-            model: key.0,
+            model,
             version,
         }))
     }

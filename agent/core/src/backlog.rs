@@ -27,16 +27,23 @@ impl Backlog {
     }
 
     /// Drops older routes of the model that has `route` now, and the words about them.
-    pub fn overtaken_by(&mut self, route: &Route) {
+    /// Returns the newest that was dropped: one that nobody was ever served by.
+    pub fn overtaken_by(&mut self, route: &Route) -> Option<Route> {
+        let mut undone = None;
         self.0.retain(|effect| match effect {
-            Effect::Swap(older) => older.model != route.model,
+            Effect::Swap(older) if older.model == route.model => {
+                undone = Some(older.clone());
+                false
+            }
             Effect::Send(FromAgent::Receipt(receipt)) => receipt.model != route.model,
-            Effect::Send(_)
+            Effect::Swap(_)
+            | Effect::Send(_)
             | Effect::Persist(_)
             | Effect::Prepare { .. }
             | Effect::Unload { .. }
             | Effect::Pin(_) => true,
         });
+        undone
     }
 
     /// The next effect to execute.
@@ -112,7 +119,8 @@ mod tests {
             receipt(&digits, 5),
             receipt(&wine, 2),
         ]);
-        backlog.overtaken_by(&route(&digits, 6));
+        let undone = backlog.overtaken_by(&route(&digits, 6));
+        assert_eq!(undone, Some(route(&digits, 5)));
         let expected = [persist(), swap(&wine, 2), receipt(&wine, 2)];
         assert_eq!(all(backlog), expected);
     }

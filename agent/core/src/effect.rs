@@ -5,11 +5,11 @@
 //! [`Effect::Prepare`] is begun and left to go on by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::wire::FromAgent;
-use serde::{Deserialize, Serialize};
 
 use crate::route::Route;
 
@@ -45,10 +45,11 @@ pub enum Effect {
 }
 
 /// What an agent must not forget.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DurableState {
     /// The last assignment of each model, with its generation.
     pub assignments: BTreeMap<ModelName, Assignment>,
-    /// Every withdrawal ever heard of. Only grows.
-    pub withdrawals: BTreeSet<Withdrawal>,
+    /// Every withdrawal ever heard of. Only grows; shared until it does, since the state is
+    /// cloned whenever anything in it is made durable.
+    pub withdrawals: Arc<BTreeSet<Withdrawal>>,
 }

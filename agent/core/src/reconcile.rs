@@ -9,51 +9,42 @@
 use std::collections::BTreeSet;
 
 use rollcall_shared::assignment::{Assignment, CandidateMode, VersionRef, Withdrawal};
-use rollcall_shared::digest::Digest;
 use rollcall_shared::hashing::CohortHasher;
-use rollcall_shared::ids::{Generation, ModelName, RolloutId};
+use rollcall_shared::ids::{ModelName, RolloutId};
 use rollcall_shared::report::{Receipt, Role, Serving};
 use rollcall_shared::time::Timestamp;
-use rollcall_shared::version::Version;
 
 use crate::lease::Lease;
 use crate::route::{CandidateRoute, CandidateUsage, Route};
 
-/// What must never serve a model again.
-#[derive(Clone, Copy)]
-pub(crate) struct Withdrawn<'a> {
-    all: &'a BTreeSet<Withdrawal>,
-    model: &'a ModelName,
+/// What must never serve one model again: its withdrawals, by what is asked of them.
+#[derive(Debug, Default)]
+pub(crate) struct Withdrawn {
+    versions: BTreeSet<VersionRef>,
+    rollouts: BTreeSet<RolloutId>,
 }
 
-impl<'a> Withdrawn<'a> {
-    pub(crate) const fn of(all: &'a BTreeSet<Withdrawal>, model: &'a ModelName) -> Self {
-        Self { all, model }
+impl Withdrawn {
+    pub(crate) fn of(all: &BTreeSet<Withdrawal>, model: &ModelName) -> Self {
+        let mut withdrawn = Self::default();
+        all.iter()
+            .filter(|withdrawal| withdrawal.model == *model)
+            .for_each(|withdrawal| withdrawn.add(withdrawal));
+        withdrawn
     }
 
-    pub(crate) fn has_version(self, version: VersionRef) -> bool {
-        self.withdrawals().any(|w| w.withdrawn == version)
+    /// One more, of the same model.
+    pub(crate) fn add(&mut self, withdrawal: &Withdrawal) {
+        self.versions.insert(withdrawal.withdrawn);
+        self.rollouts.insert(withdrawal.rollout);
     }
 
-    pub(crate) fn has_rollout(self, rollout: RolloutId) -> bool {
-        self.withdrawals().any(|w| w.rollout == rollout)
+    pub(crate) fn has_version(&self, version: VersionRef) -> bool {
+        self.versions.contains(&version)
     }
 
-    /// Withdrawals are ordered by model first, so one model's stand together.
-    fn withdrawals(self) -> impl Iterator<Item = &'a Withdrawal> {
-        let least = Withdrawal {
-            model: self.model.clone(),
-            rollout: RolloutId(0),
-            withdrawn: VersionRef {
-                version: Version::new(0, 0, 0),
-                digest: Digest::from_bytes([0; 32]),
-            },
-            generation: Generation::default(),
-            serving: None,
-        };
-        self.all
-            .range(least..)
-            .take_while(move |w| w.model == *self.model)
+    pub(crate) fn has_rollout(&self, rollout: RolloutId) -> bool {
+        self.rollouts.contains(&rollout)
     }
 }
 
@@ -65,7 +56,7 @@ impl<'a> Withdrawn<'a> {
 pub(crate) fn permitted(
     asked: Assignment,
     instead: impl IntoIterator<Item = Option<VersionRef>>,
-    withdrawn: Withdrawn<'_>,
+    withdrawn: &Withdrawn,
 ) -> Assignment {
     let allowed = |version: &VersionRef| !withdrawn.has_version(*version);
     let stable = std::iter::once(asked.stable)
@@ -102,7 +93,7 @@ pub(crate) fn route(
     current: Option<&Route>,
     lease: Option<&Lease>,
     is_ready: impl Fn(VersionRef) -> bool,
-    withdrawn: Withdrawn<'_>,
+    withdrawn: &Withdrawn,
     now: Timestamp,
 ) -> Route {
     let current_stable = current.and_then(|route| route.stable);
@@ -125,7 +116,7 @@ pub(crate) fn route(
                 version: c.version,
                 usage,
                 lease_until: lease?.running_until(now)?,
-                hasher: CohortHasher::new(&assignment.model, c.rollout),
+                hasher: hasher(assignment, c.rollout, current),
             })
         });
     let generation_before = current.map(|route| route.generation).unwrap_or_default();
@@ -138,6 +129,15 @@ pub(crate) fn route(
         },
         stable,
         candidate,
+    }
+}
+
+/// The hasher of a rollout; the one in place where it is the same.
+fn hasher(assignment: &Assignment, rollout: RolloutId, current: Option<&Route>) -> CohortHasher {
+    let candidate = current.and_then(|route| route.candidate.as_ref());
+    match candidate.filter(|c| c.rollout == rollout) {
+        Some(candidate) => candidate.hasher.clone(),
+        None => CohortHasher::new(&assignment.model, rollout),
     }
 }
 

@@ -151,7 +151,7 @@ fn encode(state: &DurableState) -> Result<Vec<u8>, CodecError> {
         let record = Record::<_, &Withdrawal>::Assignment(assignment);
         body.extend_from_slice(&codec::encode_frame(&record)?);
     }
-    for withdrawal in &state.withdrawals {
+    for withdrawal in state.withdrawals.iter() {
         let record = Record::<&Assignment, _>::Withdrawal(withdrawal);
         body.extend_from_slice(&codec::encode_frame(&record)?);
     }
@@ -180,7 +180,7 @@ fn decode(bytes: &[u8]) -> Result<DurableState, Unreadable> {
                     .insert(assignment.model.clone(), assignment);
             }
             Record::Withdrawal(withdrawal) => {
-                state.withdrawals.insert(withdrawal);
+                Arc::make_mut(&mut state.withdrawals).insert(withdrawal);
             }
         }
     }
@@ -196,7 +196,8 @@ fn union(first: DurableState, second: DurableState) -> DurableState {
             all.assignments.insert(model, assignment);
         }
     }
-    all.withdrawals.extend(second.withdrawals);
+    let withdrawals = second.withdrawals.iter().cloned();
+    Arc::make_mut(&mut all.withdrawals).extend(withdrawals);
     all
 }
 

@@ -193,6 +193,12 @@ impl Coordinator {
         &self.state
     }
 
+    /// What is left of a coordinator that is let go.
+    #[must_use]
+    pub fn into_state(self) -> State {
+        self.state
+    }
+
     fn on_time_passed(&mut self, turn: &mut Turn) {
         let due = |trial: &Trial| trial.wake_at <= turn.now;
         let trials: Vec<RolloutId> = self

@@ -169,6 +169,22 @@ fn bytes_after_the_message_are_refused() {
     );
 }
 
+/// Also those that read as floating-point numbers which are none, and signal it.
+#[test]
+fn a_digest_is_its_32_bytes_whatever_they_are() {
+    for byte in 0..=u8::MAX {
+        for exponent in [0x7f, 0xff] {
+            let mut bytes = [byte; 32];
+            bytes[6..8].copy_from_slice(&[0xf0, exponent]);
+            bytes[14..16].copy_from_slice(&[0xf7, exponent]);
+            let digest = Digest::from_bytes(bytes);
+            let encoded = encode(&digest).unwrap();
+            assert_eq!(encoded, bytes[..]);
+            assert_eq!(decode::<Digest>(&encoded), Ok(digest));
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn what_was_encoded_decodes_in_any_pieces(seq: u64, generation: u64, cut in 0usize..40) {

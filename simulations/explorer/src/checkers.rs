@@ -12,7 +12,10 @@ pub mod rollback_is_bounded;
 mod shadow_never_answers;
 pub mod stable_answers;
 pub mod trials_are_curbed;
+mod versions;
 pub mod withdrawn_stays_withdrawn;
+
+pub use versions::{VersionMap, VersionSet};
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -194,7 +197,13 @@ impl Checkers {
         }
     }
 
-    /// A request would be answered like this.
+    /// The request of one client would be answered like this; for all that matters here but
+    /// the client, [`Self::observed`] was told.
+    pub fn met(&mut self, seen: &Seen<'_>) {
+        self.cohorts.picked(seen, &mut self.verdicts);
+    }
+
+    /// A request would be answered like this, whoever the client is.
     pub fn observed(&mut self, seen: &Seen<'_>, loaded: &BTreeSet<VersionRef>) {
         let verdicts = &mut self.verdicts;
         let Seen {
@@ -208,7 +217,6 @@ impl Checkers {
         let known = self.withdrawn.known_to(node);
         self.stable.picked(node, route, pick, known, verdicts);
         shadow_never_answers::picked(seen, verdicts);
-        self.cohorts.picked(seen, verdicts);
     }
 
     /// These records are durable now.

@@ -5,7 +5,8 @@ use rollcall_shared::time::Timestamp;
 
 use crate::seed::Draws;
 
-const UNIT: i128 = 1_000_000_000;
+/// Nanoseconds in a second.
+const UNIT: i64 = 1_000_000_000;
 
 /// One process's clock: anchored to wall time once, at start, then monotonic.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +14,7 @@ pub struct Clock {
     anchor_true: Timestamp,
     anchor_local: Timestamp,
     /// Local nanoseconds in a true second.
-    rate: i128,
+    rate: i64,
 }
 
 impl Clock {
@@ -22,7 +23,7 @@ impl Clock {
     pub fn new(now: Timestamp, local: Timestamp, drift_permille: f64) -> Self {
         assert!(drift_permille.abs() <= f64::from(CLOCK_DRIFT_PERMILLE));
         #[expect(clippy::cast_possible_truncation, reason = "about 1e9")]
-        let rate = (1e9 / (1.0 + drift_permille / 1e3)).ceil() as i128;
+        let rate = (1e9 / (1.0 + drift_permille / 1e3)).ceil() as i64;
         Self {
             anchor_true: now,
             anchor_local: local,
@@ -42,9 +43,11 @@ impl Clock {
     /// What the clock shows at a true moment.
     #[must_use]
     pub fn local(&self, at: Timestamp) -> Timestamp {
-        let elapsed = i128::from(at.as_nanos()) - i128::from(self.anchor_true.as_nanos());
-        let local = i128::from(self.anchor_local.as_nanos()) + elapsed * self.rate / UNIT;
-        Timestamp::from_nanos(u64::try_from(local.max(0)).unwrap_or(u64::MAX))
+        let elapsed = at.as_nanos().wrapping_sub(self.anchor_true.as_nanos());
+        let (seconds, rest) = (elapsed.cast_signed() / UNIT, elapsed.cast_signed() % UNIT);
+        // Asked at every turn, so in 64 bits: a run lasts hours, a rate is about 1e9.
+        let shown = seconds * self.rate + rest * self.rate / UNIT;
+        Timestamp::from_nanos(self.anchor_local.as_nanos().saturating_add_signed(shown))
     }
 
     /// The first true moment at which the clock shows at least `local`.
@@ -54,7 +57,8 @@ impl Clock {
             return Timestamp::MAX;
         }
         let shown = i128::from(local.as_nanos()) - i128::from(self.anchor_local.as_nanos());
-        let elapsed = (shown * UNIT + self.rate - 1).div_euclid(self.rate);
+        let rate = i128::from(self.rate);
+        let elapsed = (shown * i128::from(UNIT) + rate - 1).div_euclid(rate);
         let at = i128::from(self.anchor_true.as_nanos()) + elapsed;
         Timestamp::from_nanos(u64::try_from(at.max(0)).unwrap_or(u64::MAX))
     }

@@ -308,6 +308,8 @@ knobs! {
     Rehearsed,
     /// A lease ended on a node that had not heard of the withdrawal.
     LeaseExpired,
+    /// A withdrawal was carried out while the effects of something older waited.
+    FencedAheadOfEffects,
     /// A node was quarantined.
     Quarantined,
     /// A rollout without a full stage ended.

@@ -9,9 +9,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rollcall_coordinator_core::effect::Urgent;
-use rollcall_shared::codec;
+use rollcall_shared::codec::{self, HEADER_BYTES};
 use rollcall_shared::limits::{DATAGRAM_BYTES_MAX, IDLE_TIMEOUT};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -296,6 +296,9 @@ impl Network {
             return;
         };
         let stream = &mut link.streams[direction as usize];
+        if stream.is_idle() {
+            return;
+        }
         let mut packets = std::mem::take(&mut stream.lost);
         let slots = std::mem::take(&mut stream.slots);
         let waiting = std::mem::take(&mut stream.waiting);
@@ -452,7 +455,9 @@ impl Network {
 /// Reads one whole frame.
 #[must_use]
 pub fn decode_frame<T: DeserializeOwned>(bytes: &Bytes) -> Option<T> {
-    codec::take_frame(&mut BytesMut::from(&bytes[..]))
-        .ok()
+    let (header, body) = bytes.split_first_chunk::<HEADER_BYTES>()?;
+    let announced = codec::body_length(*header).ok()?;
+    (announced == body.len())
+        .then(|| codec::decode(body).ok())
         .flatten()
 }

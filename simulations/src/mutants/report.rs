@@ -39,8 +39,10 @@ pub struct Tried {
     pub breaks: String,
     /// `source` or `world`.
     pub kind: &'static str,
-    /// Whether one of what was expected was seen.
+    /// Whether one of what was expected was seen, or it never came to an end.
     pub killed: bool,
+    /// Whether its exploration did not end in many times the usual time, and was stopped.
+    pub timed_out: bool,
     /// What was expected.
     pub expected: Vec<String>,
     /// What the first broken run saw; empty: no run was broken.
@@ -63,6 +65,8 @@ pub struct Report {
     pub planted: usize,
     /// How many were noticed as expected.
     pub killed: usize,
+    /// How many of these by not coming to an end.
+    pub timed_out: usize,
     /// Names of the others.
     pub survivors: Vec<String>,
     /// On how many runs the unmutated copy was clean.
@@ -77,7 +81,11 @@ pub struct Report {
 
 impl Tried {
     pub(super) fn new(mutant: &Mutant, found: Found, build_s: f64, explore_s: f64) -> Self {
-        let Found { caught, shrunk } = found;
+        let timed_out = matches!(found, Found::TimedOut);
+        let (caught, shrunk) = match found {
+            Found::Ended { caught, shrunk } => (caught, shrunk),
+            Found::TimedOut => (Vec::new(), None),
+        };
         Self {
             name: mutant.name.clone(),
             breaks: mutant.breaks.clone(),
@@ -85,7 +93,8 @@ impl Tried {
                 Fault::Source { .. } => "source",
                 Fault::World { .. } => "world",
             },
-            killed: caught.iter().any(|c| mutant.expect.contains(&c.promise)),
+            killed: timed_out || caught.iter().any(|c| mutant.expect.contains(&c.promise)),
+            timed_out,
             expected: mutant.expect.clone(),
             seeds: caught.first().map_or(mutant.seeds, |c| c.seed - FROM + 1),
             caught,
@@ -113,6 +122,7 @@ impl Tried {
                 "NOT AS EXPECTED: {} at seed {}, expected {expected}: {}",
                 caught.promise, caught.seed, caught.what
             ),
+            None if self.timed_out => "time-out: it does not come to an end".to_owned(),
             None => format!("SURVIVED {} seeds, expected {expected}", self.seeds),
         };
         format!(
@@ -125,6 +135,7 @@ impl Tried {
 impl Report {
     pub(super) fn add(&mut self, tried: Tried) {
         self.planted += 1;
+        self.timed_out += usize::from(tried.timed_out);
         if tried.killed {
             self.killed += 1;
         } else {
@@ -145,12 +156,61 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "{} of {} mutants killed; the unmutated copy is clean on {} runs; {:.0} s in all",
-            self.killed, self.planted, self.clean_seeds, self.wall_s
+            "{} of {} mutants killed, {} of them by a time-out; the unmutated copy is clean on {} \
+             runs; {:.0} s in all",
+            self.killed, self.planted, self.timed_out, self.clean_seeds, self.wall_s
         )?;
         if !self.survivors.is_empty() {
             writeln!(f, "not killed: {}", self.survivors.join(", "))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mutant() -> Mutant {
+        Mutant {
+            name: "endless".to_owned(),
+            breaks: "a core never comes back".to_owned(),
+            expect: vec!["liveness".to_owned()],
+            seeds: 50,
+            agents: 5,
+            seconds: 180,
+            fault: Fault::World {
+                sabotage: "lease-ignored".to_owned(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_mutant_that_never_ends_is_killed_and_said_to_be_by_a_time_out() {
+        let mut report = Report::default();
+        report.add(Tried::new(&mutant(), Found::TimedOut, 1.0, 300.0));
+        assert_eq!((report.killed, report.timed_out), (1, 1));
+        assert!(report.survivors.is_empty());
+        let text = report.to_string();
+        assert!(
+            text.contains("time-out: it does not come to an end"),
+            "{text}"
+        );
+        assert!(
+            text.contains("1 of 1 mutants killed, 1 of them by a time-out"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_mutant_that_nothing_notices_survives() {
+        let unnoticed = Found::Ended {
+            caught: Vec::new(),
+            shrunk: None,
+        };
+        let mut report = Report::default();
+        report.add(Tried::new(&mutant(), unnoticed, 1.0, 2.0));
+        assert_eq!((report.killed, report.timed_out), (0, 0));
+        assert_eq!(report.survivors, ["endless"]);
     }
 }

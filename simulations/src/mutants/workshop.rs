@@ -3,15 +3,20 @@
 //! The copy lies in `target/mutants` and its build folder with it, so that a run builds on
 //! the one before. Files are only written when they differ: cargo goes by their times. The
 //! workspace is cut down to the few members that the explorer needs; versions come from the
-//! checkout's own `Cargo.lock`, and nothing is downloaded.
+//! checkout's own `Cargo.lock`, and nothing is downloaded. A fault may make a core loop for
+//! ever, so an exploration has a limit, and is killed when it is over.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use rollcall_explorer::checkers::promise_name;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::FROM;
@@ -57,13 +62,18 @@ pub(super) struct Exploration {
     pub(super) shrink: bool,
 }
 
-/// What an exploration found.
+/// What came of an exploration.
 #[derive(Debug)]
-pub(super) struct Found {
-    /// What the first broken run broke; empty: nothing.
-    pub(super) caught: Vec<Caught>,
-    /// That run, made smaller, where that was asked for.
-    pub(super) shrunk: Option<Shrunk>,
+pub(super) enum Found {
+    /// It came to its end.
+    Ended {
+        /// What the first broken run broke; empty: nothing.
+        caught: Vec<Caught>,
+        /// That run, made smaller, where that was asked for.
+        shrunk: Option<Shrunk>,
+    },
+    /// It did not, and was killed.
+    TimedOut,
 }
 
 impl Exploration {
@@ -185,8 +195,12 @@ impl Workshop {
         Ok(Planted(Some((path, original))))
     }
 
-    /// Explores up to the first broken run; gives what was seen broken in it.
-    pub(super) fn explore(&self, exploration: &Exploration) -> anyhow::Result<Found> {
+    /// Explores up to the first broken run, for so long at most; gives what was seen broken in it.
+    pub(super) fn explore(
+        &self,
+        exploration: &Exploration,
+        limit: Duration,
+    ) -> anyhow::Result<Found> {
         let mut command = Command::new(self.build.join("debug/rollcall-explorer"));
         command
             .args(["--from", &FROM.to_string()])
@@ -199,7 +213,11 @@ impl Workshop {
         if exploration.shrink {
             command.arg("--shrink");
         }
-        let output = command.output().context("the explorer cannot be started")?;
+        let output =
+            output_within(&mut command, limit).context("the explorer cannot be started")?;
+        let Some(output) = output else {
+            return Ok(Found::TimedOut);
+        };
         let summary: Summary = serde_json::from_slice(&output.stdout).with_context(|| {
             let words = String::from_utf8_lossy(&output.stderr);
             format!("the explorer ended with {}: {words}", output.status)
@@ -213,10 +231,31 @@ impl Workshop {
                 what: violation.what,
             })
         });
-        Ok(Found {
+        Ok(Found::Ended {
             caught: caught.collect(),
             shrunk: summary.shrunk,
         })
+    }
+}
+
+/// What a command prints; `None` when it was killed after `limit`.
+fn output_within(command: &mut Command, limit: Duration) -> io::Result<Option<Output>> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let pid = Pid::from_child(&child);
+    let (ended, end) = mpsc::sync_channel(1);
+    std::thread::spawn(move || ended.send(child.wait_with_output()));
+    match end.recv_timeout(limit) {
+        Ok(output) => output.map(Some),
+        Err(_) => {
+            // Nobody has waited for it yet, so the number is still its own.
+            kill_process(pid, Signal::KILL)?;
+            let _ = end.recv();
+            Ok(None)
+        }
     }
 }
 
@@ -339,6 +378,21 @@ mod tests {
     fn a_folder_that_is_no_checkout_is_refused_with_what_to_do() {
         let error = checkout_of(Path::new("/")).unwrap_err().to_string();
         assert!(error.contains("run this there"), "{error}");
+    }
+
+    #[test]
+    fn a_command_that_loops_for_ever_is_killed_and_one_that_ends_is_heard() {
+        let shell = |script: &str, limit| {
+            let mut command = Command::new("sh");
+            output_within(command.args(["-c", script]), limit).unwrap()
+        };
+        let endless = shell("while :; do :; done", Duration::from_millis(50));
+        assert!(endless.is_none(), "{endless:?}");
+        let output = shell("echo words; echo more >&2; exit 3", Duration::MAX).unwrap();
+        assert_eq!(
+            (output.status.code(), &output.stdout[..], &output.stderr[..]),
+            (Some(3), &b"words\n"[..], &b"more\n"[..])
+        );
     }
 
     #[test]

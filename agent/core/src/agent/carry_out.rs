@@ -5,8 +5,6 @@
 //! Deliberately absent: any reading of inputs. Whatever an input changed is in the state
 //! by now, and the effects are the difference between the state and what was brought about.
 
-use std::collections::BTreeSet;
-
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::report::{AgentEvent, Readiness};
@@ -16,7 +14,7 @@ use rollcall_shared::wire::FromAgent;
 use super::Agent;
 use crate::effect::Effect;
 use crate::preparation::Preparation;
-use crate::reconcile::{self, Withdrawn};
+use crate::reconcile;
 use crate::route::Route;
 
 /// A route that has to be put in place.
@@ -62,26 +60,45 @@ impl Agent {
     }
 
     fn pin_if_changed(&mut self) -> Option<Effect> {
-        let assignments = self.models.keys().filter_map(|model| self.held(model));
-        let pinned: BTreeSet<_> = assignments
-            .flat_map(|a| reconcile::versions_of(a).map(|v| (a.model.clone(), v)))
-            .collect();
-        if pinned == self.pinned {
-            return None;
+        let mut changed = false;
+        for (name, model) in &mut self.models {
+            let assignment = &self.durable.assignments[name];
+            let assigned = |version: &VersionRef| {
+                reconcile::versions_of(assignment).any(|asked| asked == *version)
+            };
+            let is_pinned = |version| model.pinned.contains(&version);
+            let same = model.pinned.iter().all(assigned)
+                && reconcile::versions_of(assignment).all(is_pinned);
+            if !same {
+                model.pinned = reconcile::versions_of(assignment).collect();
+                changed = true;
+            }
         }
-        self.pinned = pinned.clone();
-        Some(Effect::Pin(pinned))
+        let pinned = self.models.iter().flat_map(|(name, model)| {
+            let versions = model.pinned.iter();
+            versions.map(|version| (name.clone(), *version))
+        });
+        changed.then(|| Effect::Pin(pinned.collect()))
+    }
+
+    /// How far the node is with a version, if it has to do with it at all.
+    pub(super) fn preparation(
+        &self,
+        model: &ModelName,
+        version: VersionRef,
+    ) -> Option<&Preparation> {
+        self.models.get(model)?.versions.get(&version)
     }
 
     fn begin_preparations(&mut self, now: Timestamp) -> Vec<(ModelName, VersionRef)> {
         let mut begun = Vec::new();
-        for assignment in self.models.keys().map(|m| &self.durable.assignments[m]) {
+        for (name, model) in &mut self.models {
+            let assignment = &self.durable.assignments[name];
             for version in reconcile::versions_of(assignment) {
-                let key = (assignment.model.clone(), version);
-                let held = self.versions.get(&key);
+                let held = model.versions.get(&version);
                 if let Some(next) = Preparation::begin(held, assignment.generation, now) {
-                    self.versions.insert(key.clone(), next);
-                    begun.push(key);
+                    model.versions.insert(version, next);
+                    begun.push((name.clone(), version));
                 }
             }
         }
@@ -106,7 +123,7 @@ impl Agent {
         }
         keys.into_iter()
             .filter_map(|(model, version)| {
-                let state = self.versions.get(&(model.clone(), version))?.state();
+                let state = self.preparation(&model, version)?.state();
                 Some(FromAgent::Readiness(Readiness {
                     model,
                     version,
@@ -141,8 +158,8 @@ impl Agent {
     pub(super) fn reroute_model(&mut self, name: &ModelName, now: Timestamp) -> Option<Rerouted> {
         let model = self.models.get_mut(name)?;
         let assignment = &self.durable.assignments[name];
-        let is_ready = |v| self.versions.get(&(name.clone(), v)) == Some(&Preparation::Ready);
-        let withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
+        let is_ready = |v| model.versions.get(&v) == Some(&Preparation::Ready);
+        let withdrawn = &model.withdrawn;
         let before = model.route.as_ref();
         let lease = model.lease.as_ref();
         let route = reconcile::route(assignment, before, lease, is_ready, withdrawn, now);
@@ -172,21 +189,22 @@ impl Agent {
 
     /// Frees what neither an assignment nor a route names.
     fn unload_unneeded(&mut self) -> Vec<Effect> {
-        let mut needed = self.pinned.clone();
-        for route in self.models.values().filter_map(|m| m.route.as_ref()) {
-            let candidate = route.candidate.as_ref().map(|c| c.version);
-            let versions = route.stable.into_iter().chain(candidate);
-            needed.extend(versions.map(|v| (route.model.clone(), v)));
-        }
         let mut effects = Vec::new();
-        self.versions.retain(|key, preparation| {
-            let keep = needed.contains(key);
-            if !keep && preparation.occupies_the_engine() {
-                let (model, version) = key.clone();
-                effects.push(Effect::Unload { model, version });
-            }
-            keep
-        });
+        for (name, model) in &mut self.models {
+            let candidate = |route: &Route| route.candidate.as_ref().map(|c| c.version);
+            let route = model.route.as_ref();
+            let routed = [route.and_then(|r| r.stable), route.and_then(candidate)];
+            model.versions.retain(|version, preparation| {
+                let keep = model.pinned.contains(version) || routed.contains(&Some(*version));
+                if !keep && preparation.occupies_the_engine() {
+                    effects.push(Effect::Unload {
+                        model: name.clone(),
+                        version: *version,
+                    });
+                }
+                keep
+            });
+        }
         effects
     }
 
@@ -202,7 +220,7 @@ impl Agent {
                 panic!("{name} has an assignment and no route");
             };
             assert!(route.generation <= assignment.generation);
-            let withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
+            let withdrawn = &model.withdrawn;
             let candidate = route.candidate.as_ref();
             let routed = route.stable.into_iter().chain(candidate.map(|c| c.version));
             for version in routed {
@@ -210,7 +228,7 @@ impl Agent {
                     !withdrawn.has_version(version),
                     "a withdrawn version is routed"
                 );
-                let preparation = self.versions.get(&(name.clone(), version));
+                let preparation = model.versions.get(&version);
                 assert_eq!(preparation, Some(&Preparation::Ready), "routed, not ready");
             }
             if let Some(candidate) = candidate {

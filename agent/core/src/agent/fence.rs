@@ -4,6 +4,8 @@
 //! is going on: it touches nothing but the memory of this process. The rest follows with
 //! the next input, in its turn.
 
+use std::sync::Arc;
+
 use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
 use rollcall_shared::ids::{Generation, ModelName};
 use rollcall_shared::limits::MODELS_PER_NODE_MAX;
@@ -95,8 +97,14 @@ impl Agent {
         if !self.concerns_us(&withdrawal) {
             return;
         }
-        let is_new = self.durable.withdrawals.insert(withdrawal.clone());
-        self.unsaved |= is_new;
+        let is_new = !self.durable.withdrawals.contains(&withdrawal);
+        if is_new {
+            Arc::make_mut(&mut self.durable.withdrawals).insert(withdrawal.clone());
+            self.unsaved = true;
+            if let Some(model) = self.models.get_mut(&withdrawal.model) {
+                model.withdrawn.add(&withdrawal);
+            }
+        }
         if let Some((asked, instead)) = self.asked_after(&withdrawal, is_new) {
             self.hold(asked, instead);
         }

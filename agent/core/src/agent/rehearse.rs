@@ -35,18 +35,18 @@ impl Agent {
         if !self.concerns_us(withdrawal) {
             return None;
         }
-        let mut withdrawals = self.durable.withdrawals.clone();
-        let is_new = withdrawals.insert(withdrawal.clone());
-        let withdrawn = Withdrawn::of(&withdrawals, name);
+        let is_new = !self.durable.withdrawals.contains(withdrawal);
+        let mut withdrawn = Withdrawn::of(&self.durable.withdrawals, name);
+        withdrawn.add(withdrawal);
         let assignment = match self.asked_after(withdrawal, is_new) {
-            Some((asked, instead)) => reconcile::permitted(asked, instead, withdrawn),
+            Some((asked, instead)) => reconcile::permitted(asked, instead, &withdrawn),
             None => self.held(name)?.clone(),
         };
         let current = self.models.get(name).and_then(|m| m.route.as_ref());
-        let preparation = |version| self.versions.get(&(name.clone(), version));
+        let preparation = |version| self.preparation(name, version);
         let is_ready = |version| preparation(version) == Some(&Preparation::Ready);
         // Without a lease: who is on trial by another rollout does not matter here.
-        let route = reconcile::route(&assignment, current, None, is_ready, withdrawn, now);
+        let route = reconcile::route(&assignment, current, None, is_ready, &withdrawn, now);
         let missing = |version: VersionRef| Missing {
             version,
             state: preparation(version).map(Preparation::state),

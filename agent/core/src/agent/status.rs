@@ -125,7 +125,7 @@ impl Agent {
         version: VersionRef,
         now: Timestamp,
     ) -> Option<WaitingFor> {
-        match self.versions.get(&(model.clone(), version)) {
+        match self.preparation(model, version) {
             Some(Preparation::Ready) => None,
             None | Some(Preparation::Fetching { .. }) => Some(WaitingFor::Preparation { version }),
             Some(Preparation::Waiting {

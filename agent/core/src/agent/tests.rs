@@ -166,7 +166,7 @@ fn pin(majors: &[u64]) -> Effect {
 fn durable(assignment: &Assignment, withdrawals: &[Withdrawal]) -> DurableState {
     DurableState {
         assignments: BTreeMap::from([(model(), assignment.clone())]),
-        withdrawals: withdrawals.iter().cloned().collect(),
+        withdrawals: Arc::new(withdrawals.iter().cloned().collect()),
     }
 }
 

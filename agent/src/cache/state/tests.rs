@@ -44,7 +44,7 @@ fn state(assignments: &[Assignment], withdrawals: &[Withdrawal]) -> DurableState
             .iter()
             .map(|a| (a.model.clone(), a.clone()))
             .collect(),
-        withdrawals: withdrawals.iter().cloned().collect(),
+        withdrawals: Arc::new(withdrawals.iter().cloned().collect()),
     }
 }
 

@@ -170,11 +170,16 @@ impl Coordinator {
     /// The rollout of a model that was withdrawn last.
     #[must_use]
     pub fn latest_rollback(&self, model: &ModelName) -> Option<RolloutId> {
+        Some(self.latest_withdrawal(model)?.rollout)
+    }
+
+    /// What took a version of a model away last.
+    #[must_use]
+    pub fn latest_withdrawal(&self, model: &ModelName) -> Option<&Withdrawal> {
         let of_model = self.state.rollouts.values().filter(|r| r.model == *model);
-        let latest = of_model
-            .filter_map(|rollout| Some((rollout.rollback()?.withdrawal.generation, rollout.id)))
-            .max()?;
-        Some(latest.1)
+        of_model
+            .filter_map(|rollout| Some(&rollout.rollback()?.withdrawal))
+            .max_by_key(|withdrawal| (withdrawal.generation, withdrawal.rollout))
     }
 
     /// How the latest rollback of a model spreads.

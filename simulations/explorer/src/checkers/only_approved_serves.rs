@@ -13,7 +13,7 @@ use rollcall_shared::report::Role;
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 
-use super::{Use, Verdicts, lease_bound};
+use super::{Use, Verdicts, VersionMap, VersionSet, lease_bound};
 
 /// What a rollout was ever allowed.
 #[derive(Debug, Default)]
@@ -27,15 +27,15 @@ struct Allowed {
 #[derive(Debug, Default)]
 pub struct OnlyApprovedServes {
     names: Vec<NodeId>,
-    registered: BTreeSet<VersionRef>,
-    promoted: BTreeSet<VersionRef>,
+    registered: VersionSet,
+    promoted: VersionSet,
     allowed: BTreeMap<(RolloutId, VersionRef), Allowed>,
-    leases: BTreeMap<VersionRef, Duration>,
+    leases: VersionMap<Duration>,
     /// Of the present journal.
     rollouts: BTreeMap<RolloutId, (VersionRef, Plan)>,
     cohorts: BTreeMap<RolloutId, BTreeSet<NodeId>>,
     quarantined: BTreeMap<NodeId, Timestamp>,
-    promoted_now: BTreeSet<VersionRef>,
+    promoted_now: VersionSet,
     contents: BTreeMap<(ModelName, Version), VersionRef>,
 }
 

@@ -6,18 +6,19 @@
 //! decided it), or adopted from an agent. One that was stable has no lease on nodes
 //! that hold it by right: these are the coordinator's "silent" nodes.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_coordinator_core::view::{RollbackNodeState, RollbackView};
-use rollcall_shared::assignment::{VersionRef, Withdrawal};
+use rollcall_shared::assignment::Withdrawal;
+use rollcall_shared::ids::NodeId;
 use rollcall_shared::report::Role;
 use rollcall_shared::time::Timestamp;
 
 use super::only_approved_serves::OnlyApprovedServes;
-use super::{Use, Verdicts, lease_bound};
+use super::{Use, Verdicts, VersionMap, lease_bound};
 
 #[derive(Debug)]
 struct Decided {
@@ -30,8 +31,8 @@ struct Decided {
 #[derive(Debug, Default)]
 pub struct RollbackIsBounded {
     /// Broadcast, perhaps not yet durable.
-    announced: BTreeMap<VersionRef, Timestamp>,
-    decided: BTreeMap<VersionRef, Decided>,
+    announced: VersionMap<Timestamp>,
+    decided: VersionMap<Decided>,
 }
 
 impl RollbackIsBounded {
@@ -87,18 +88,14 @@ impl RollbackIsBounded {
         }
     }
 
-    /// The coordinator says who answered and who is fenced; `uses` is the truth.
-    pub fn claimed(
-        view: &RollbackView,
-        mut uses: impl FnMut(&str) -> bool,
-        verdicts: &mut Verdicts,
-    ) {
+    /// The coordinator says who answered and who is fenced; `serving` is the truth.
+    pub fn claimed(view: &RollbackView, serving: &BTreeSet<&NodeId>, verdicts: &mut Verdicts) {
         for node in &view.nodes {
             let counted = matches!(
                 node.state,
                 RollbackNodeState::Receipt | RollbackNodeState::Fenced
             );
-            if counted && uses(node.node.as_str()) {
+            if counted && serving.contains(&node.node) {
                 let what = format!(
                     "the rollback of {}@{} counts {} as {:?}, which still serves it",
                     view.model, view.withdrawn, node.node, node.state

@@ -4,13 +4,13 @@
 //! Within one process: a new process answers again when its versions are loaded,
 //! which phase 2 demands.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rollcall_agent_core::route::{Pick, Route};
 use rollcall_shared::assignment::{Assignment, VersionRef};
 use rollcall_shared::ids::ModelName;
 
-use super::Verdicts;
+use super::{Verdicts, VersionSet};
 
 /// What answered last by right.
 #[derive(Debug)]
@@ -51,12 +51,20 @@ impl StableAnswers {
         }
     }
 
+    /// A route that waited for the disk was undone by a withdrawal: what it would have
+    /// answered with is what the withdrawal took away.
+    pub(crate) fn overtaken(&mut self, node: usize, undone: &Route) {
+        if let Some(stable) = undone.stable {
+            self.last[node].insert(undone.model.clone(), stable);
+        }
+    }
+
     pub(super) fn picked(
         &mut self,
         node: usize,
         route: &Route,
         pick: Pick,
-        withdrawn: &BTreeSet<VersionRef>,
+        withdrawn: &VersionSet,
         verdicts: &mut Verdicts,
     ) {
         if let Pick::Candidate { fallback, .. } = pick

@@ -6,20 +6,21 @@
 //! adopted may wait for the agent's next word, where a journal ends right after it).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::route::Route;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 
-use super::{Use, Verdicts};
+use super::{Use, Verdicts, VersionSet};
 
 /// What each node knows.
 #[derive(Debug)]
 pub struct WithdrawnStaysWithdrawn {
-    told: Vec<BTreeSet<VersionRef>>,
-    on_disk: Vec<BTreeSet<Withdrawal>>,
-    known: Vec<BTreeSet<VersionRef>>,
+    on_disk: Vec<Arc<BTreeSet<Withdrawal>>>,
+    withdrawn_on_disk: Vec<VersionSet>,
+    known: Vec<VersionSet>,
     /// By the present journal.
     in_journal: BTreeMap<VersionRef, Withdrawal>,
     /// By the present coordinator process.
@@ -38,9 +39,9 @@ impl WithdrawnStaysWithdrawn {
     #[must_use]
     pub fn new(nodes: usize) -> Self {
         Self {
-            told: vec![BTreeSet::new(); nodes],
-            on_disk: vec![BTreeSet::new(); nodes],
-            known: vec![BTreeSet::new(); nodes],
+            on_disk: vec![Arc::default(); nodes],
+            withdrawn_on_disk: vec![VersionSet::default(); nodes],
+            known: vec![VersionSet::default(); nodes],
             in_journal: BTreeMap::new(),
             adopted: BTreeMap::new(),
         }
@@ -48,7 +49,7 @@ impl WithdrawnStaysWithdrawn {
 
     /// What a node knows to be withdrawn.
     #[must_use]
-    pub fn known_to(&self, node: usize) -> &BTreeSet<VersionRef> {
+    pub fn known_to(&self, node: usize) -> &VersionSet {
         &self.known[node]
     }
 
@@ -104,12 +105,15 @@ impl WithdrawnStaysWithdrawn {
 
     /// The coordinator sends a node all that it must know of some models.
     pub fn sent_snapshot(&self, node: usize, snapshot: &Snapshot, verdicts: &mut Verdicts) {
+        let as_in_journal = |w: &&Withdrawal| self.in_journal.get(&w.withdrawn) == Some(*w);
+        let told = snapshot.withdrawals.iter().filter(as_in_journal);
+        let told: VersionSet = told.map(|w| w.withdrawn).collect();
         for assignment in &snapshot.assignments {
             self.sent(node, assignment, verdicts);
             let untold = self.in_journal.values().find(|w| {
                 w.model == assignment.model
                     && w.generation <= assignment.generation
-                    && !snapshot.withdrawals.contains(w)
+                    && !told.contains(&w.withdrawn)
             });
             if let Some(untold) = untold {
                 let what = format!(
@@ -127,47 +131,45 @@ impl WithdrawnStaysWithdrawn {
         withdrawals: impl IntoIterator<Item = &'a Withdrawal>,
     ) {
         for withdrawal in withdrawals {
-            self.told[node].insert(withdrawal.withdrawn);
             self.known[node].insert(withdrawal.withdrawn);
         }
     }
 
     pub(super) fn persisted(&mut self, node: usize, state: &DurableState, verdicts: &mut Verdicts) {
-        let named: Vec<VersionRef> = state.assignments.values().flat_map(named).collect();
-        let mut withdrawals = state.withdrawals.iter();
-        let broken = withdrawals.find(|w| named.contains(&w.withdrawn));
-        if let Some(withdrawal) = broken {
+        if state.withdrawals != self.on_disk[node] {
+            let lost = self.on_disk[node].difference(&state.withdrawals).next();
+            if let Some(lost) = lost {
+                let what = format!(
+                    "its disk held the withdrawal of {} and lost it",
+                    lost.withdrawn.version
+                );
+                verdicts.broken(2, Some(node), what);
+            }
+            self.on_disk[node] = Arc::clone(&state.withdrawals);
+            for withdrawal in state.withdrawals.iter() {
+                if self.withdrawn_on_disk[node].insert(withdrawal.withdrawn) {
+                    self.known[node].insert(withdrawal.withdrawn);
+                }
+            }
+        }
+        let mut named = state.assignments.values().flat_map(named);
+        let broken = named.find(|version| self.withdrawn_on_disk[node].contains(version));
+        if let Some(broken) = broken {
             let what = format!(
                 "its disk holds an assignment of {}, and its withdrawal",
-                withdrawal.withdrawn.version
+                broken.version
             );
             verdicts.broken(2, Some(node), what);
-        }
-        if state.withdrawals == self.on_disk[node] {
-            return;
-        }
-        let lost = self.on_disk[node].difference(&state.withdrawals).next();
-        if let Some(lost) = lost {
-            let what = format!(
-                "its disk held the withdrawal of {} and lost it",
-                lost.withdrawn.version
-            );
-            verdicts.broken(2, Some(node), what);
-        }
-        for withdrawal in &state.withdrawals {
-            if self.on_disk[node].insert(withdrawal.clone()) {
-                self.known[node].insert(withdrawal.withdrawn);
-            }
         }
     }
 
     pub(super) fn process_started(&mut self, node: usize) {
-        self.told[node].clear();
-        self.known[node] = self.on_disk[node].iter().map(|w| w.withdrawn).collect();
+        self.known[node].clone_from(&self.withdrawn_on_disk[node]);
     }
 
     pub(super) fn state_lost(&mut self, node: usize) {
-        self.on_disk[node].clear();
+        self.on_disk[node] = Arc::default();
+        self.withdrawn_on_disk[node].clear();
     }
 
     pub(super) fn used(&self, node: usize, route: &Route, used: Use, verdicts: &mut Verdicts) {

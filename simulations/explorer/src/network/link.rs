@@ -80,6 +80,13 @@ pub(super) struct Stream {
     pub(super) datagram_last: u64,
 }
 
+impl Stream {
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lost.is_empty() && self.slots.is_empty() && self.waiting.is_empty()
+    }
+}
+
 /// One side's view of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {

@@ -29,7 +29,7 @@ impl World {
                     .generations
                     .swapped(node, &route, &mut self.checkers.verdicts);
                 self.forget_breaker(node, &route);
-                let keen = keen_key(&route);
+                let keen = keen_key(&route, self.agents[node].routes.get(&route.model));
                 let route = self.sabotaged_route(route);
                 self.agents[node]
                     .routes

@@ -2,9 +2,11 @@
 //! one by one, and can die after each.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_agent_core::agent::{Agent, AgentIdentity};
+use rollcall_agent_core::backlog::Backlog;
 use rollcall_agent_core::effect::{DurableState, Effect};
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::route::Route;
@@ -40,7 +42,7 @@ pub(crate) struct AgentProcess {
     pub(crate) clock: Clock,
     pub(crate) disk: Disk<DurableState>,
     pub(super) inbox: VecDeque<Input>,
-    pub(super) effects: VecDeque<Effect>,
+    pub(super) effects: Backlog,
     pub(super) busy: bool,
     pub(super) wakes_at: Option<Timestamp>,
     pub(super) spins: (Timestamp, u32),
@@ -79,7 +81,7 @@ impl AgentProcess {
             clock: Clock::new(super::START, super::START, 0.0),
             disk: Disk::default(),
             inbox: VecDeque::new(),
-            effects: VecDeque::new(),
+            effects: Backlog::default(),
             busy: false,
             wakes_at: None,
             spins: (Timestamp::ZERO, 0),
@@ -143,7 +145,7 @@ impl World {
         }
         let mut state = agent.disk.synced().clone();
         if self.setup.sabotage == Some(Sabotage::AgentForgetsWithdrawalsOnRestart) {
-            state.withdrawals.clear();
+            state.withdrawals = Arc::default();
         }
         let drift = Clock::draw_drift(&mut agent.draws, self.options.drift_permille_max);
         if drift != 0.0 {
@@ -171,7 +173,7 @@ impl World {
         let local = agent.clock.local(self.schedule.now());
         let (core, effects) = Agent::restore(agent.identity(), state, local);
         agent.core = Some(core);
-        agent.effects.extend(effects);
+        agent.effects.add(effects);
     }
 
     /// kill -9, or power loss.
@@ -194,7 +196,7 @@ impl World {
         agent.epoch += 1;
         agent.busy = false;
         agent.inbox.clear();
-        agent.effects.clear();
+        agent.effects = Backlog::default();
         agent.wakes_at = None;
         agent.routes.clear();
         agent.loaded.clear();
@@ -252,7 +254,7 @@ impl World {
         self.pump_agent(node);
     }
 
-    /// Hands an input to the core when it is free.
+    /// Hands an input to the core when it is free, and a withdrawal at once.
     pub(crate) fn tell_agent(&mut self, node: usize, input: Input) {
         let agent = &mut self.agents[node];
         if agent.is_up() {
@@ -261,20 +263,55 @@ impl World {
         }
     }
 
+    /// Withdrawals are carried out where packets are received, whatever the shell's loop
+    /// is busy with.
+    fn fence_agent(&mut self, node: usize) {
+        let now = self.schedule.now();
+        loop {
+            let agent = &mut self.agents[node];
+            let urgent = |input: &Input| matches!(input, Input::Withdraw(_));
+            let at = agent.inbox.iter().position(urgent);
+            let Some(Input::Withdraw(withdrawal)) = at.and_then(|at| agent.inbox.remove(at)) else {
+                return;
+            };
+            self.trace
+                .line(now, &agent.name, format_args!("fences {withdrawal:?}"));
+            self.checkers.told(node, [&withdrawal]);
+            let local = agent.clock.local(now);
+            let Some(core) = agent.core.as_mut() else {
+                return;
+            };
+            if let Some(route) = core.fence(withdrawal, local) {
+                if agent.busy || !agent.effects.is_empty() {
+                    self.fired.hit(Knob::FencedAheadOfEffects);
+                }
+                if let Some(undone) = agent.effects.overtaken_by(&route) {
+                    self.checkers.stable.overtaken(node, &undone);
+                }
+                self.execute_agent_effect(node, Effect::Swap(route));
+                self.observe(node);
+            }
+        }
+    }
+
     /// The shell's loop: effects one by one, then inputs, then timers.
     pub(crate) fn pump_agent(&mut self, node: usize) {
         loop {
             let now = self.schedule.now();
             let calm = now < START + CALM;
-            let agent = &mut self.agents[node];
-            if !agent.is_awake() || agent.busy {
+            if !self.agents[node].is_awake() {
                 return;
             }
-            if let Some(effect) = agent.effects.pop_front() {
+            self.fence_agent(node);
+            let agent = &mut self.agents[node];
+            if agent.busy {
+                return;
+            }
+            if let Some(effect) = agent.effects.next() {
                 self.execute_agent_effect(node, effect);
                 let agent = &mut self.agents[node];
                 // Routes of several models are swapped in one go.
-                if !matches!(agent.effects.front(), Some(Effect::Swap(_))) {
+                if !matches!(agent.effects.peek(), Some(Effect::Swap(_))) {
                     self.observe(node);
                 }
                 let agent = &mut self.agents[node];
@@ -336,7 +373,6 @@ impl World {
             }
         }
         match &input {
-            Input::Withdraw(withdrawal) => self.checkers.told(node, [withdrawal]),
             Input::Sync(snapshot) => self.checkers.told(node, &snapshot.withdrawals),
             Input::Welcome(welcome) => {
                 agent.backoff.reset();
@@ -356,7 +392,7 @@ impl World {
             let verdicts = &mut self.checkers.verdicts;
             rehearsals_change_nothing::agent(node, &effects, standing, verdicts);
         }
-        agent.effects.extend(effects);
+        agent.effects.add(effects);
     }
 
     pub(crate) fn agent_effect_done(&mut self, node: usize, epoch: u64) {

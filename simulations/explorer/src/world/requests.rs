@@ -6,26 +6,39 @@
 //! on another; the counts in reports come from [`crate::workload`] and know nothing of it,
 //! as if these few requests drowned among the many.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rollcall_agent_core::breaker::{Breaker, Transition};
 use rollcall_agent_core::route::{Pick, Route};
-use rollcall_shared::ids::{ModelName, RolloutId};
+use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
 use rollcall_shared::time::Timestamp;
 
 use crate::checkers::{Seen, rollback_is_bounded::RollbackIsBounded, uses};
 use crate::faults::{Knob, Sabotage};
 use crate::schedule::Event;
-use crate::world::World;
+use crate::world::{AgentProcess, World};
 
 /// How many clients there are, each with a sticky key of its own.
 pub(crate) const CLIENTS: u64 = 64;
 
-/// The key of the client who is among the first to meet the route's candidate.
-pub(crate) fn keen_key(route: &Route) -> [u8; 8] {
+/// The key of the client who is among the first to meet the route's candidate. It is the same
+/// for as long as the rollout is.
+pub(crate) fn keen_key(route: &Route, before: Option<&(Route, [u8; 8])>) -> [u8; 8] {
     let Some(candidate) = &route.candidate else {
         return [0; 8];
     };
+    if let Some((
+        Route {
+            candidate: Some(before),
+            ..
+        },
+        key,
+    )) = before
+        && before.rollout == candidate.rollout
+    {
+        return *key;
+    }
     let mut best = (u16::MAX, [0; 8]);
     for client in 0..CLIENTS {
         let key = client.to_le_bytes();
@@ -66,6 +79,7 @@ impl World {
         let random = (self.observer.number() % CLIENTS).to_le_bytes();
         let mut tried = Vec::new();
         for (route, keen) in agent.routes.values() {
+            let mut observed = None;
             for key in [*keen, random] {
                 let pick = route.pick(&key, at);
                 let client = u64::from_le_bytes(key);
@@ -76,7 +90,11 @@ impl World {
                     client,
                     at,
                 };
-                self.checkers.observed(&seen, &agent.loaded);
+                if observed != Some(pick) {
+                    self.checkers.observed(&seen, &agent.loaded);
+                    observed = Some(pick);
+                }
+                self.checkers.met(&seen);
                 match (pick, &route.candidate) {
                     (Pick::Candidate { .. }, Some(candidate)) => {
                         self.fired.hit(Knob::CandidateAnswered);
@@ -141,26 +159,30 @@ impl World {
         };
         let local = self.coordinator.clock.local(now);
         for model in &self.operator.models {
-            let Some(view) = core.rollback_of_model(model, local) else {
+            let Some(withdrawal) = core.latest_withdrawal(model) else {
                 continue;
             };
-            let (agents, approved) = (&self.agents, &self.checkers.approved);
-            let serves = |name: &str| {
-                let agent = agents
-                    .iter()
-                    .find(|agent| agent.name.as_str() == name && agent.is_up());
-                agent.is_some_and(|agent| {
-                    let Some((route, keen)) = agent.routes.get(model) else {
-                        return false;
-                    };
+            let withdrawn = withdrawal.withdrawn.version;
+            let approved = &self.checkers.approved;
+            let serves = |agent: &&AgentProcess| {
+                let route = agent.routes.get(model).filter(|_| agent.is_up());
+                route.is_some_and(|(route, keen)| {
                     let pick = route.pick(keen, agent.clock.local(now));
                     uses(route, pick).any(|used| {
                         let unknowable = approved.promotion_was_lost(used.version);
-                        used.version.version == view.withdrawn && !unknowable
+                        used.version.version == withdrawn && !unknowable
                     })
                 })
             };
-            RollbackIsBounded::claimed(&view, serves, &mut self.checkers.verdicts);
+            let serving: BTreeSet<&NodeId> =
+                self.agents.iter().filter(serves).map(|a| &a.name).collect();
+            // What nobody serves can be counted as everybody's.
+            if serving.is_empty() {
+                continue;
+            }
+            if let Some(view) = core.rollback_of_model(model, local) {
+                RollbackIsBounded::claimed(&view, &serving, &mut self.checkers.verdicts);
+            }
         }
     }
 }

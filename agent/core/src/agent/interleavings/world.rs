@@ -177,7 +177,7 @@ impl World {
     pub(super) fn restart(&mut self) {
         let disk = std::mem::take(&mut self.machine).disk;
         self.machine = Machine {
-            told: disk.withdrawals.clone(),
+            told: (*disk.withdrawals).clone(),
             disk: disk.clone(),
             ..Machine::default()
         };
