@@ -148,7 +148,6 @@ struct Unsaved {
     again_at: Timestamp,
 }
 
-#[expect(clippy::large_enum_variant, reason = "lives for one move")]
 enum Next<T> {
     Heard(LinkEvent),
     Local(Input),

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use rollcall_agent_core::agent::{Agent, AgentIdentity};
 use rollcall_agent_core::effect::DurableState;
 use rollcall_agent_core::input::PrepareFailure;
 use rollcall_agent_core::route::Route;
-use rollcall_shared::assignment::{Assignment, VersionRef};
-use rollcall_shared::ids::{Generation, ModelName};
+use rollcall_shared::assignment::{Assignment, VersionRef, Withdrawal};
+use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::wire::FromAgent;
 use rollcall_transport::ca::CaCertificate;
@@ -33,6 +33,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 #[derive(Default)]
 struct Disk {
     refuses: AtomicBool,
+    /// Held by whoever wants saves to wait.
+    busy: tokio::sync::Mutex<()>,
+    begun: AtomicUsize,
     saved: Mutex<DurableState>,
 }
 
@@ -40,6 +43,8 @@ impl StateStore for Disk {
     type Error = io::Error;
 
     async fn save(self: Arc<Self>, state: Arc<DurableState>) -> io::Result<()> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let _turn = self.busy.lock().await;
         if self.refuses.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -211,6 +216,53 @@ async fn nothing_is_acknowledged_before_it_is_durable_and_serving_does_not_wait_
             .any(|(generation, _)| *generation == Generation(2))
     );
     assert!(observed.is_sorted_by_key(|(_, at)| *at));
+}
+
+#[tokio::test]
+async fn a_withdrawal_does_not_wait_for_a_disk_that_is_busy_and_undoes_what_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    let small = start(&coordinator, dir.path());
+    let (one, two) = (coordinator.publish("1.0.0"), coordinator.publish("2.0.0"));
+    let with_previous = |generation, stable, previous| Assignment {
+        previous: Some(previous),
+        ..assignment(generation, stable)
+    };
+    coordinator.assign(with_previous(1, one, two)).await;
+    heard.next(receipt_of(1)).await;
+    support::eventually("both are loaded", || {
+        small.words.installed.lock().unwrap().len() == 2
+    })
+    .await;
+
+    let busy = small.disk.busy.lock().await;
+    let begun = small.disk.begun.load(Ordering::SeqCst);
+    coordinator.assign(with_previous(2, two, one)).await;
+    support::eventually("the new route waits for the disk", || {
+        small.disk.begun.load(Ordering::SeqCst) > begun
+    })
+    .await;
+    let withdrawal = Withdrawal {
+        model: support::digits(),
+        rollout: RolloutId(1),
+        withdrawn: two,
+        generation: Generation(3),
+        serving: Some(one),
+    };
+    coordinator.withdraw(withdrawal).await;
+    let swaps = || small.swaps.0.lock().unwrap().clone();
+    support::eventually("the withdrawal is carried out", || {
+        swaps().last().unwrap().generation == Generation(3)
+    })
+    .await;
+    assert_eq!(swaps().last().unwrap().stable, Some(one));
+    assert_eq!(small.disk.saved.lock().unwrap().withdrawals.len(), 0);
+
+    drop(busy);
+    heard.next(receipt_of(3)).await;
+    assert_eq!(small.disk.saved.lock().unwrap().withdrawals.len(), 1);
+    let served_two = swaps().iter().any(|route| route.stable == Some(two));
+    assert!(!served_two, "a route that was undone was put in place");
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ pub async fn run(options: &Options, programs: Programs, progress: &ProgressBar) 
     agents.until(options.agents, Seen::Connected).await?;
     let handshakes_per_s = f64::from(options.agents) / connecting.elapsed().as_secs_f64();
     let connected_bytes = figures::resident_bytes(server)?;
-    agents.calm_down().await?;
+    agents.yield_to_others().await?;
 
     push(&cluster, STABLE)?;
     start(&cluster, dir.path(), STABLE, "0s")?;

@@ -47,11 +47,11 @@ impl Backlog {
     }
 
     /// The next effect to execute.
-    pub fn next(&mut self) -> Option<Effect> {
+    pub fn pop(&mut self) -> Option<Effect> {
         self.0.pop_front()
     }
 
-    /// The effect that [`Self::next`] would give.
+    /// The effect that [`Self::pop`] would give.
     #[must_use]
     pub fn peek(&self) -> Option<&Effect> {
         self.0.front()
@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn all(mut backlog: Backlog) -> Vec<Effect> {
-        std::iter::from_fn(|| backlog.next()).collect()
+        std::iter::from_fn(|| backlog.pop()).collect()
     }
 
     #[test]

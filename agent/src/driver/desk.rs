@@ -93,7 +93,7 @@ impl<R: RouteTable> Desk<R> {
     pub(super) fn next_effect(&self) -> Option<Effect> {
         let mut state = self.lock();
         loop {
-            match state.backlog.next()? {
+            match state.backlog.pop()? {
                 Effect::Swap(route) => self.swapper.swap(route, self.clock),
                 effect => return Some(effect),
             }

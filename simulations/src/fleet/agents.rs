@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,10 +38,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// UDP sockets that the agents share.
 pub(crate) const ENDPOINTS: usize = 8;
-/// How long packets are gathered before the thread that receives them wakes up, as a
-/// network card's interrupt moderation does: waking for each of ten thousand packets
-/// would cost the sender of the next one more than sending.
-const COALESCE: Duration = Duration::from_micros(500);
 /// Kernel buffer of each.
 const RECEIVE_BYTES: usize = 8 << 20;
 /// Agents that dial at the same time: a fleet that is set up, not a storm.
@@ -235,50 +231,29 @@ impl StateStore for MemoryDisk {
 
 /// The thread that receives for all agents and swaps their routes. On machines of their
 /// own they would do what follows a swap, and all else, at the same time: here the caller's
-/// runtime does it, and [yields](Self::calm_down).
-struct Receiving {
-    runtime: Option<Runtime>,
-    coalesces: Arc<AtomicBool>,
-}
+/// runtime does it, and [yields](Agents::yield_to_others).
+struct Receiving(Option<Runtime>);
 
 impl Receiving {
     fn start() -> io::Result<Self> {
-        let coalesces = Arc::new(AtomicBool::new(false));
-        let gathers = Arc::clone(&coalesces);
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("receiving")
-            .on_thread_park(move || {
-                if gathers.load(Ordering::Relaxed) {
-                    std::thread::sleep(COALESCE);
-                }
-            })
             .enable_all()
             .build()?;
-        Ok(Self {
-            runtime: Some(runtime),
-            coalesces,
-        })
+        Ok(Self(Some(runtime)))
     }
 
     /// Sockets that are received from here.
     fn endpoints(&self) -> Result<Vec<TwoWays>> {
-        let _entered = self.runtime.as_ref().map(Runtime::enter);
+        let _entered = self.0.as_ref().map(Runtime::enter);
         (0..ENDPOINTS).map(|_| endpoint()).collect()
-    }
-
-    /// From now on the agents take no processor from the coordinator that machines of
-    /// their own would not. To be called on the thread that runs them.
-    fn calm_down(&self) {
-        self.coalesces.store(true, Ordering::Relaxed);
-        // Refused or not: figures are upper bounds anyway.
-        let _ = rustix::process::nice(19);
     }
 }
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
@@ -299,7 +274,7 @@ pub(crate) struct Agents {
     delays: Arc<AtomicU64>,
     clock: Clock,
     _stop: DropGuard,
-    receiving: Arc<Receiving>,
+    _receiving: Receiving,
 }
 
 /// How many of them the coordinator has let in.
@@ -374,15 +349,17 @@ impl Agents {
             delays,
             clock,
             _stop: stop.drop_guard(),
-            receiving: Arc::new(receiving),
+            _receiving: receiving,
         })
     }
 
-    /// Lets everything but receiving and swapping yield to the coordinator, if the caller's
-    /// runtime has one thread.
-    pub(crate) async fn calm_down(&self) -> Result<()> {
-        let receiving = Arc::clone(&self.receiving);
-        Ok(tokio::spawn(async move { receiving.calm_down() }).await?)
+    /// From now on what the agents do beside receiving and swapping takes no processor that
+    /// anybody else wants. For a runtime with one thread, which keeps the priority.
+    pub(crate) async fn yield_to_others(&self) -> Result<()> {
+        // Refused or not: figures are upper bounds anyway.
+        let nice = tokio::spawn(async { rustix::process::nice(19) });
+        let _ = nice.await?;
+        Ok(())
     }
 
     /// The clock of all routes.

@@ -1,5 +1,7 @@
 //! One rule a test: a fixture, one `handle`, the whole list of effects.
 
+use std::sync::Arc;
+
 use super::fixtures::*;
 use super::*;
 use crate::effect::Effect::{Persist, Pin, Prepare, Send, Swap, Unload};
@@ -182,6 +184,7 @@ fn lease_expired() -> FromAgent {
 }
 
 mod assigning;
+mod fencing;
 mod leasing;
 mod preparing;
 mod rehearsing;

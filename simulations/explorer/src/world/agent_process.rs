@@ -307,7 +307,7 @@ impl World {
             if agent.busy {
                 return;
             }
-            if let Some(effect) = agent.effects.next() {
+            if let Some(effect) = agent.effects.pop() {
                 self.execute_agent_effect(node, effect);
                 let agent = &mut self.agents[node];
                 // Routes of several models are swapped in one go.
