@@ -203,8 +203,8 @@ impl<S: StateStore, P: Preparer, R: RouteTable> Driver<S, P, R> {
         }
     }
 
-    /// What comes next; withdrawals come over the link, so the link goes first. `None`:
-    /// nothing can come any more. Cancel-safe: every branch is.
+    /// What comes next: the rest of a withdrawal before anything else. `None`: nothing can
+    /// come any more. Cancel-safe: every branch is.
     async fn next(&mut self) -> Option<Next<P::Prepared>> {
         let wakeup = self.desk.next_wakeup().unwrap_or(Timestamp::MAX);
         let again_at = self.unsaved.as_ref().map(|unsaved| unsaved.again_at);
