@@ -62,7 +62,8 @@ pub(super) async fn fill_disk(ground: &Ground, lasts: Duration) -> Result<bool> 
     let filler = fill(&ground.coordinator_dir())?;
     tokio::time::sleep(lasts).await;
     std::fs::remove_file(filler)?;
-    if ground.coordinator_ended().is_some() {
+    // One that met the full disk may still be on its way out.
+    if !served(ground).await && ground.coordinator_ended().is_some() {
         // What it could not keep it must not acknowledge: ending is an honest answer.
         ground.count("coordinator ended over a full disk");
         ground.start_coordinator()?;
