@@ -122,12 +122,7 @@ impl Agent {
             protocol_min: PROTOCOL_MIN,
             protocol,
             software: "test-agent".to_owned(),
-            labels: BTreeMap::new(),
-            models: vec![],
-            held: vec![],
-            withdrawals: vec![],
-            receipts: vec![],
-            ready: vec![],
+            ..Hello::default()
         };
         writer.send(&FromAgent::Hello(hello)).await.unwrap();
         let mut reader = FrameReader::new(receive);

@@ -75,7 +75,7 @@ pub enum ToAgent {
 }
 
 /// Who an agent is and what it holds. Its name comes from its certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Oldest protocol it speaks.
     pub protocol_min: u16,

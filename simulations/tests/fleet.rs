@@ -5,22 +5,14 @@
     reason = "a program that cannot be run fails the test"
 )]
 
+mod support;
+
 use std::process::Command;
 
 fn fleet(arguments: &[&str]) -> serde_json::Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall-sim"));
-    let output = command
-        .arg("fleet")
-        .args(arguments)
-        .args(["-o", "json"])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
+    command.arg("fleet").args(arguments).args(["-o", "json"]);
+    support::json(&command.output().unwrap())
 }
 
 #[test]

@@ -5,18 +5,19 @@
     reason = "a program that cannot be run fails the test"
 )]
 
+mod support;
+
 use std::process::Command;
 
 fn figures(arguments: &[&str]) -> serde_json::Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall-sim"));
-    let output = command.args(arguments).args(["-o", "json"]).output();
-    let output = output.unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
+    support::json(
+        &command
+            .args(arguments)
+            .args(["-o", "json"])
+            .output()
+            .unwrap(),
+    )
 }
 
 #[test]

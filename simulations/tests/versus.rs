@@ -5,7 +5,9 @@
     reason = "a program that cannot be run fails the test"
 )]
 
-use std::process::{Command, Output};
+mod support;
+
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -13,12 +15,6 @@ fn fleet(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall-sim"));
     command.arg("fleet").args(arguments);
     command
-}
-
-fn json(output: &Output) -> Value {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn assert_measured(broker: &Value) {
@@ -64,7 +60,7 @@ fn every_receiver_of_every_broker_hears_every_message() {
     let brokers = ["nats", "redis", "etcd", "mosquitto"];
     let mut command = fleet(&["--agents", "200", "--rounds", "3", "-o", "json"]);
     let command = command.args(["--versus", &brokers.join(","), "--only-versus"]);
-    let figures = json(&command.output().unwrap());
+    let figures = support::json(&command.output().unwrap());
     assert_eq!(figures["receivers"], 200);
     for broker in brokers {
         assert_measured(&figures["versus"][broker]);
@@ -75,7 +71,7 @@ fn every_receiver_of_every_broker_hears_every_message() {
 #[ignore = "run by simulations/fleet-versus.sh --test, which installs the brokers"]
 fn a_fleet_is_compared_with_the_fastest_broker() {
     let arguments = ["--agents", "20", "--rounds", "2", "--versus", "nats,redis"];
-    let figures = json(&fleet(&arguments).args(["-o", "json"]).output().unwrap());
+    let figures = support::json(&fleet(&arguments).args(["-o", "json"]).output().unwrap());
     let last = |broker: &str| {
         assert_measured(&figures["versus"][broker]);
         figures["versus"][broker]["last_ms_median"]

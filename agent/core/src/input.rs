@@ -16,7 +16,9 @@ pub enum Input {
     Welcome(Welcome),
     /// New work for one model.
     Assign(Assignment),
-    /// A candidate is taken back, for good.
+    /// A candidate is taken back, for good: [`Agent::fence`] and the rest of it in one go.
+    ///
+    /// [`Agent::fence`]: crate::agent::Agent::fence
     Withdraw(Withdrawal),
     /// What would a withdrawal come to? Answered, and nothing is changed.
     Rehearse(Rehearsal),

@@ -113,12 +113,7 @@ pub(crate) fn hello() -> Hello {
         protocol_min: PROTOCOL_MIN,
         protocol: PROTOCOL,
         software: "agent test".to_owned(),
-        labels: BTreeMap::new(),
-        models: vec![],
-        held: vec![],
-        withdrawals: vec![],
-        receipts: vec![],
-        ready: vec![],
+        ..Hello::default()
     }
 }
 
