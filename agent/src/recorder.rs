@@ -81,10 +81,12 @@ impl SeriesRecorder {
             }
             Outcome::Failed { fallback } => {
                 counts.errors += 1;
+                counts.failed_keys += 1;
                 counts.fallbacks += u64::from(fallback);
             }
             Outcome::TimedOut { fallback } => {
                 counts.timeouts += 1;
+                counts.failed_keys += 1;
                 counts.fallbacks += u64::from(fallback);
             }
         }
@@ -173,6 +175,7 @@ impl Recorder {
                     role: key.role,
                     generation: key.generation,
                     counts: taken.counts,
+                    segments: Vec::new(),
                 });
             } else {
                 window.series_dropped += 1;

@@ -49,6 +49,15 @@ pub const TENSORS_MAX: usize = 64;
 /// is dropped and counted in `series_dropped`.
 pub const SERIES_PER_REPORT_MAX: usize = 256;
 
+/// Segments of one model that are told apart. Requests of more are counted under `other`.
+pub const SEGMENTS_MAX: usize = 64;
+
+/// Classes that are counted by name in one series. More are counted under `other`.
+pub const CLASSES_MAX: usize = 64;
+
+/// Outcomes by name (KPIs) in one series. Values of more are refused.
+pub const KPIS_MAX: usize = 16;
+
 /// Body of an inference request. Larger: 413, unread.
 pub const INFER_BODY_BYTES_MAX: usize = 64 << 20;
 

@@ -1,7 +1,13 @@
 //! What agents say about themselves: receipts, readiness, events and, once a
 //! window, what they measured.
 
+mod quality;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::quality::{
+    CALIBRATION_BINS, CalibrationBin, ClassCounts, Moments, Quality, SCORE_BINS,
+};
 
 use crate::assignment::VersionRef;
 use crate::histogram::Histogram;
@@ -125,7 +131,22 @@ pub struct Series {
     pub generation: Generation,
     /// Its counts.
     pub counts: Counts,
+    /// The same for each segment of requests that named one, at most
+    /// [`crate::limits::SEGMENTS_MAX`]; the last may be [`OTHER_SEGMENT`].
+    pub segments: Vec<Segment>,
 }
+
+/// Requests of one segment: a country, a kind of customer, whatever clients name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// As clients name it.
+    pub name: String,
+    /// Its counts.
+    pub counts: Counts,
+}
+
+/// Where requests of segments beyond the bound are counted.
+pub const OTHER_SEGMENT: &str = "other";
 
 /// Counts of requests; they add up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -139,6 +160,10 @@ pub struct Counts {
     pub timeouts: u64,
     /// Of the failed, how many stable answered instead.
     pub fallbacks: u64,
+    /// Of the failed, those whose sticky key had not failed in the seconds before: somebody who
+    /// tries again and again has failed once. What error rates are compared by, since tests
+    /// need failures that are independent of each other.
+    pub failed_keys: u64,
     /// Time in the engine of requests that succeeded, queueing included.
     pub latency: Histogram,
     /// Shadow only: pairs compared.
@@ -147,6 +172,8 @@ pub struct Counts {
     pub agreed: u64,
     /// Shadow only: copies dropped because the shadow queue was full.
     pub shed: u64,
+    /// What the answers were like.
+    pub quality: Quality,
 }
 
 impl Counts {
@@ -156,10 +183,12 @@ impl Counts {
         self.errors += other.errors;
         self.timeouts += other.timeouts;
         self.fallbacks += other.fallbacks;
+        self.failed_keys += other.failed_keys;
         self.latency.merge(&other.latency);
         self.compared += other.compared;
         self.agreed += other.agreed;
         self.shed += other.shed;
+        self.quality.merge(&other.quality);
     }
 
     /// Requests that got no answer from this version.

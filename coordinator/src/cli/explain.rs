@@ -168,6 +168,7 @@ mod tests {
         let mut counts = Counts {
             requests,
             errors,
+            failed_keys: errors,
             compared: requests,
             agreed: requests - errors,
             ..Counts::default()

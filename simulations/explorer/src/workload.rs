@@ -173,7 +173,7 @@ impl Operator {
         Counts {
             requests,
             errors: errors.min(requests),
-            timeouts: 0,
+            failed_keys: errors.min(requests),
             fallbacks: if role == ServingRole::Candidate {
                 errors.min(requests)
             } else {
@@ -182,7 +182,7 @@ impl Operator {
             latency,
             compared,
             agreed: compared - disagreed.min(compared),
-            shed: 0,
+            ..Counts::default()
         }
     }
 

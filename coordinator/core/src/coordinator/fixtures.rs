@@ -391,6 +391,7 @@ impl World {
             role,
             generation,
             counts,
+            segments: Vec::new(),
         };
         let input = Input::Reported {
             connection: self.connection(n),

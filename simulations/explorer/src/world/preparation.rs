@@ -128,6 +128,7 @@ impl World {
                     role,
                     generation,
                     counts,
+                    segments: Vec::new(),
                 });
             }
         }
