@@ -96,6 +96,8 @@ pub struct LinkConfig {
 pub struct Cadence {
     /// How long a report's window is.
     pub report_every: Duration,
+    /// What both ends speak.
+    pub protocol: u16,
 }
 
 /// Dials and speaks; see [`Link::run`].
@@ -381,7 +383,7 @@ impl LinkHandle {
         }
     }
 
-    /// Sends a window's report on a stream of its own.
+    /// Sends a window's report on a stream of its own, in the shape that the coordinator knows.
     ///
     /// # Errors
     /// When there is no connection, or it does not take the report in time.
@@ -391,10 +393,11 @@ impl LinkHandle {
             .borrow()
             .clone()
             .ok_or(LinkError::NotConnected)?;
+        let protocol = self.cadence().ok_or(LinkError::NotConnected)?.protocol;
         let sending = async {
             let stream = connection.open_uni().await.map_err(lost)?;
             let mut writer = FrameWriter::new(stream, priority::REPORT);
-            writer.send(&FromAgentReport::Report(report)).await?;
+            writer.send(&FromAgentReport::new(report, protocol)).await?;
             writer.finish();
             Ok(())
         };

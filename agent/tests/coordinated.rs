@@ -229,6 +229,31 @@ async fn a_node_fetches_serves_reports_and_takes_a_candidate_back_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_of_the_protocol_before_gets_reports_that_it_can_read() {
+    for protocol in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let (coordinator, mut heard) = Coordinator::start();
+        coordinator.speak(protocol);
+        coordinator.enrol(dir.path(), "node-1");
+        let stable = coordinator.publish("1.0.0");
+        coordinator.assign(assignment(1, Some(stable), None)).await;
+        let node = Node::start(dir.path()).await;
+        node.until("1.0.0", "stable").await;
+        let counted = async {
+            loop {
+                let report = heard.reports.recv().await.unwrap();
+                if let Some(series) = report.series.first() {
+                    return series.counts.requests;
+                }
+            }
+        };
+        let requests = tokio::time::timeout(Duration::from_secs(20), counted).await;
+        assert!(requests.expect("a report of the request in time") > 0);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stable_serves_from_disk_with_no_coordinator_in_sight() {
     let dir = tempfile::tempdir().unwrap();
     let (coordinator, mut heard) = Coordinator::start();

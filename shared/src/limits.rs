@@ -58,6 +58,14 @@ pub const CLASSES_MAX: usize = 64;
 /// Outcomes by name (KPIs) in one series. Values of more are refused.
 pub const KPIS_MAX: usize = 16;
 
+/// Names that clients give to segments, classes and outcomes: each may be in every report.
+/// Longer: refused; a longer text that a model answers names no class.
+pub const TAG_BYTES_MAX: usize = 48;
+
+/// Labels and outcomes in one request to an agent or to the coordinator, which hands them on
+/// as one message. More: refused, to be sent in parts.
+pub const FEEDBACK_ITEMS_MAX: usize = 2_000;
+
 /// Body of an inference request. Larger: 413, unread.
 pub const INFER_BODY_BYTES_MAX: usize = 64 << 20;
 

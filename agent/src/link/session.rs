@@ -143,7 +143,10 @@ impl Inbox<'_> {
                     *welcomed = true;
                     let asked = Duration::from_millis(welcome.report_every_ms);
                     let report_every = asked.max(REPORT_EVERY_MIN);
-                    cadence.send_replace(Some(Cadence { report_every }));
+                    cadence.send_replace(Some(Cadence {
+                        report_every,
+                        protocol: welcome.protocol,
+                    }));
                     Input::Welcome(welcome)
                 }
                 ToAgent::Refused { reason } => return End::Refused(reason),

@@ -313,7 +313,7 @@ impl Session<'_> {
                 tokio::time::sleep(wait).await;
             }
             let report = match read {
-                Ok(Ok(Some(FromAgentReport::Report(report)))) => report,
+                Ok(Ok(Some(sent))) => sent.into_report(),
                 Ok(Ok(None)) | Err(_) => continue,
                 Ok(Err(ChannelError::Io(_))) => continue,
                 Ok(Err(error)) => return Err(error.into()),
