@@ -18,7 +18,7 @@ use rollcall_shared::assignment::{
     Assignment, CandidateAssignment, CandidateMode, Share, VersionRef, Withdrawal,
 };
 use rollcall_shared::ids::{Generation, RolloutId};
-use rollcall_shared::report::{AgentEvent, ReadyState, Receipt, Role};
+use rollcall_shared::report::{AgentEvent, Counts, ReadyState, Receipt, Role};
 use rollcall_shared::wire::FromAgent;
 use serde_json::Value;
 use support::{body, bundle, digits, manifest, rows};
@@ -225,6 +225,66 @@ async fn a_node_fetches_serves_reports_and_takes_a_candidate_back_for_good() {
         node.infer().await,
         (200, "1.0.0".to_owned(), "stable".to_owned())
     );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_of_a_client_come_in_the_report_of_the_version_and_segment_that_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let (stable, candidate) = (coordinator.publish("1.0.0"), coordinator.publish("2.0.0"));
+    coordinator
+        .assign(assignment(1, Some(stable), Some((candidate, CANARY_ALL))))
+        .await;
+    let node = Node::start(dir.path()).await;
+    node.until("2.0.0", "candidate").await;
+    let infer = format!("{}/v2/models/digits/infer", node.url);
+    for id in ["order-1", "order-2"] {
+        let mut request = body(&rows()[0]);
+        request["id"] = id.into();
+        request["parameters"] = serde_json::json!({ "segment": "eu" });
+        let answer = node.client.post(&infer).body(request.to_string());
+        assert_eq!(answer.send().await.unwrap().status(), 200);
+    }
+    let labels = serde_json::json!([
+        { "id": "order-1", "label": 3, "kpis": { "spend": 12.5 } },
+        { "id": "order-2", "label": "no digit" },
+        { "id": "order-3", "label": 3 },
+    ]);
+    let url = format!("{}/rollcall/v1/feedback", node.url);
+    let joined = node.client.post(url).body(labels.to_string());
+    let joined = joined.send().await.unwrap().bytes().await.unwrap();
+    let joined: Value = serde_json::from_slice(&joined).unwrap();
+    assert_eq!(
+        (&joined["joined"], &joined["unknown"]),
+        (&2.into(), &1.into())
+    );
+    let labelled = async {
+        let mut sum = Counts::default();
+        // Windows may part the two.
+        while sum.quality.labelled.values().map(|c| c.actual).sum::<u64>() < 2 {
+            let report = heard.reports.recv().await.unwrap();
+            for series in report.series {
+                let is_labelled = !series.counts.quality.labelled.is_empty();
+                assert!(!is_labelled || series.version == candidate);
+                let eu = series.segments.iter().find(|s| s.name == "eu");
+                eu.iter().for_each(|segment| sum.merge(&segment.counts));
+            }
+        }
+        sum
+    };
+    let quality = tokio::time::timeout(Duration::from_secs(20), labelled)
+        .await
+        .expect("labels in a report in time")
+        .quality;
+    assert_eq!(quality.labelled["no digit"].actual, 1);
+    assert_eq!(quality.labelled["3"].actual, 1);
+    assert_eq!(
+        quality.labelled.values().map(|c| c.predicted).sum::<u64>(),
+        2
+    );
+    assert_eq!(quality.kpis["spend"].count, 1);
     node.stop().await;
 }
 

@@ -1,6 +1,7 @@
 //! What agents say about themselves: receipts, readiness, events and, once a
 //! window, what they measured.
 
+mod bounds;
 pub mod protocol_2;
 mod quality;
 
