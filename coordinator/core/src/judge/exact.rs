@@ -22,7 +22,9 @@
 //! come in clumps, or traffic of another kind.
 //!
 //! What stable did in the past is forgotten after some hundred thousand requests, as its shares
-//! drift over a day. The first interval only teaches: with no history there is no guess to bet on.
+//! drift over a day. The first requests only teach: with no history there is no guess to bet on,
+//! and a bad one would throw away most of the mass that starts first. Stable's past from before
+//! the rollout may be shown first, with no candidate.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,11 +32,14 @@ use super::anystart::AnyStart;
 use super::{Trials, count};
 
 /// Odds ratios of the candidate against stable, if it is worse.
-pub(super) const ODDS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
+const ODDS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
 
 /// Stable's history is kept in two parts of this many requests; the older one is forgotten when
 /// the newer one is full. Enough to know a share of 1 in 10,000.
 pub(super) const MEMORY: u64 = 100_000;
+
+/// Nothing is guessed from fewer requests of stable.
+pub(super) const LEARNT: u64 = 50;
 
 /// Whether the candidate's share of hits is above stable's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,7 +56,7 @@ impl TwoByTwo {
             n: self.older.n + self.newer.n,
             hits: self.older.hits + self.newer.hits,
         };
-        if past.n > 0 && candidate.n > 0 && stable.n > 0 {
+        if past.n >= LEARNT && candidate.n > 0 && stable.n > 0 {
             let guess = share(past);
             let ratio = |odds| log_ratio(guess, odds, candidate, stable);
             self.evidence.see(&ODDS.map(ratio));
@@ -146,7 +151,8 @@ mod tests {
         let (none, some) = (Trials::default(), Trials { n: 9, hits: 9 });
         test.see(some, none);
         assert_eq!(test, TwoByTwo::default());
-        test.see(some, Trials { n: 9, hits: 0 });
+        test.see(some, Trials { n: 49, hits: 0 });
+        test.see(some, Trials { n: 1, hits: 0 });
         test.see(none, some);
         assert!(test.log_e().abs() < 1e-12);
         test.see(some, Trials { n: 9, hits: 0 });

@@ -11,11 +11,17 @@
 //!
 //! Which edges: each that can never fire dilutes the average, and a set picked by looking at the
 //! same counts would not be valid. So the mass that starts at an interval ([`super::anystart`])
-//! is spread over the edges that *stable's past* makes interesting: from the one that all but 3 %
-//! of its answers exceed up to the first that none exceeded. Whatever starts at `t` is a product
+//! is spread over the edges that *stable's past* makes interesting: from the first that a tenth of
+//! its answers stayed under up to six (a factor of 1.7) beyond the first that none exceeded, since
+//! a short past has not seen the tail. Whatever starts at `t` is a product
 //! of factors with expectation 1 at most, times a share that was known before `t`; the shares sum
 //! to 1. Edges with the same `j` say the same, and only the highest of them is used. Edges that
 //! leave the range keep what has started there.
+//!
+//! The range and the odds ratios are those that measured best over slowness of everything (x1.2 to
+//! x2) and of a few (5 % x5, 2 % x5, 1 % x20, 0.5 % x100), for wide and narrow distributions. More
+//! low edges, weights by how common an edge is, and six ratios were slower for most of them; every
+//! second edge was no faster.
 //!
 //! Source: the test of one share is Turner, Ly, Gruenwald (arXiv 2106.02693); the average over
 //! edges is this project's. Assumes what they do: within an interval, answers that are about
@@ -30,10 +36,16 @@ use serde::{Deserialize, Serialize};
 
 use super::Trials;
 use super::anystart::{Starts, ln_add, ln_mean};
-use super::exact::{MEMORY, ODDS, log_ratio, share};
+use super::exact::{LEARNT, MEMORY, log_ratio, share};
 
 /// Edges that more of stable's answers than this exceed are not looked at.
-const COMMON: f64 = 0.97;
+const COMMON: f64 = 0.9;
+
+/// Edges beyond the first that none of stable's answers exceeded.
+const BEYOND: usize = 6;
+
+/// Odds ratios of the candidate against stable, if it is slower.
+const ODDS: [f64; 4] = [1.4, 2.2, 5.0, 20.0];
 
 /// The histogram's edges are `1 us * GAMMA_SQUARED^(k/2)`.
 const GAMMA_SQUARED: f64 = 1.2;
@@ -66,11 +78,12 @@ impl LatencyTest {
         }
     }
 
-    /// Takes in one interval: latencies of both at the same time. The first one only teaches what
-    /// stable is like.
+    /// Takes in one interval: latencies of both at the same time. The first requests only teach
+    /// what stable is like; its past from before the rollout may be shown first, with an empty
+    /// candidate.
     pub fn see(&mut self, candidate: &Histogram, stable: &Histogram) {
         let past = Above::of(&[&self.older, &self.newer]);
-        if past.n > 0 && !candidate.is_empty() && !stable.is_empty() {
+        if past.n >= LEARNT && !candidate.is_empty() && !stable.is_empty() {
             self.bet(&past, &Above::of(&[candidate]), &Above::of(&[stable]));
         }
         self.newer.merge(stable);
@@ -112,7 +125,7 @@ impl LatencyTest {
         let (Some(first), Some(last)) = (first, last) else {
             return Vec::new();
         };
-        (first.min(last)..=last)
+        (first.min(last)..=last + BEYOND)
             .filter(|k| counterpart(*k).is_some() && counterpart(*k) != counterpart(*k + 1))
             .filter_map(|k| u8::try_from(k).ok())
             .collect()
@@ -209,13 +222,77 @@ mod tests {
         summary((0..runs).map(run).collect())
     }
 
+    /// At most 1.15 times the reference medians of a test that may start once and averages over
+    /// all edges (295, 60, 375 requests).
     #[test]
     fn slower_at_all_quantiles_or_at_a_few_is_found() {
-        let (all, _) = detection(0.2, |_| 1.5, 10, 21);
-        assert!(all <= 300, "{all}");
         let tail: Factor = |draws| if draws.hits(0.05) { 5.0 } else { 1.0 };
-        let (tail, _) = detection(0.2, tail, 20, 21);
-        assert!(tail <= 1_000, "{tail}");
+        let found = [
+            (detection(0.0, |_| 1.2, 10, 21), 340),
+            (detection(0.0, |_| 1.5, 2, 61), 69),
+            (detection(0.0, tail, 10, 21), 430),
+            (detection(0.2, |_| 1.5, 10, 21), 230),
+        ];
+        for ((median, _), most) in found {
+            assert!(median <= most, "{found:?}");
+        }
+    }
+
+    fn look(test: &mut LatencyTest, draws: &mut Draws, candidate: f64, stable: f64) {
+        let candidate = draws.latencies(10, |_| candidate);
+        test.see(&candidate, &draws.latencies(90, |_| stable));
+    }
+
+    #[test]
+    fn what_breaks_late_is_found_about_as_fast_and_load_on_both_is_not_blamed() {
+        let mut draws = Draws::seeded(3);
+        let mut test = LatencyTest::new(0.2, Duration::from_millis(1));
+        for _ in 0..150 {
+            look(&mut test, &mut draws, 1.0, 1.0);
+        }
+        for _ in 0..50 {
+            look(&mut test, &mut draws, 3.0, 3.0);
+            assert!(test.log_e() < 3.0);
+        }
+        let looks = (1..100).find(|_| {
+            look(&mut test, &mut draws, 6.0, 3.0);
+            test.log_e() >= 1_000_f64.ln()
+        });
+        assert!(looks.is_some_and(|looks| looks <= 20), "{looks:?}");
+    }
+
+    #[test]
+    fn a_version_within_margin_and_floor_is_not_slower() {
+        for (margin, floor, factor) in [(0.2, 0, 1.2), (0.0, 100, 3.0)] {
+            let mut draws = Draws::seeded(4);
+            let mut test = LatencyTest::new(margin, Duration::from_millis(floor));
+            for _ in 0..100 {
+                look(&mut test, &mut draws, factor, 1.0);
+                assert!(test.log_e() < 3.0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_loudest_edge_is_where_stable_and_candidate_part() {
+        let mut test = LatencyTest::new(0.2, Duration::ZERO);
+        assert_eq!(test.loudest(), None);
+        let all = |millis, n| {
+            let mut histogram = Histogram::default();
+            for _ in 0..n {
+                histogram.record(Duration::from_millis(millis));
+            }
+            histogram
+        };
+        test.see(&Histogram::default(), &all(10, 100));
+        assert_eq!(test.loudest(), None);
+        test.see(&all(15, 10), &all(10, 90));
+        let (latency, evidence) = test.loudest().unwrap();
+        let (least, most) = (Duration::from_millis(10), Duration::from_millis(15));
+        assert!(least <= latency && latency < most, "{latency:?}");
+        assert!(evidence > 5.0 && evidence <= test.log_e(), "{evidence}");
+        let memory = serde_json::to_string(&test).unwrap();
+        assert_eq!(serde_json::from_str::<LatencyTest>(&memory).unwrap(), test);
     }
 
     #[test]
