@@ -20,9 +20,14 @@
 
 pub mod agreement;
 pub mod anystart;
+pub mod bias;
+pub mod calibration;
 #[cfg(test)]
 mod draws;
+pub mod drift;
 pub mod exact;
+pub mod kpi;
+pub mod labels;
 pub mod latency;
 pub mod rare;
 mod rule;
