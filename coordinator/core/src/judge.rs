@@ -29,6 +29,8 @@ pub mod exact;
 pub mod kpi;
 pub mod labels;
 pub mod latency;
+#[cfg(test)]
+mod oracles;
 pub mod rare;
 mod rule;
 

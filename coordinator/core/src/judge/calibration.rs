@@ -13,7 +13,7 @@
 //! about equal numbers of labels. The debiased one subtracts what chance adds to each square, is
 //! right on average whatever the number, and is what two versions are compared by.
 //!
-//! Source: Kumar, Liang, Ma, "Verified Uncertainty Calibration" (arXiv 1909.10155), section 5.
+//! Source: Kumar, Liang, Ma, "Verified Uncertainty Calibration" (arXiv 1909.10155).
 //! Assumes independent labels, and confidences that differ little within a bin. Bins with one
 //! label say nothing of chance and are left out of the debiased form. Neither is a test: with
 //! few labels both scatter, so a policy needs a minimum of them.

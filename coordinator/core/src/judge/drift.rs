@@ -16,8 +16,9 @@
 //! halves pull samples of different size apart. The bound is for one look at fixed samples, not
 //! for any number of looks: an alert, and no proof. Bins that both leave empty are no bins.
 
-use statrs::distribution::{ChiSquared, ContinuousCDF as _};
 use std::collections::{BTreeMap, BTreeSet};
+
+use statrs::distribution::{ChiSquared, ContinuousCDF as _};
 
 use super::count;
 

@@ -9,8 +9,8 @@
 //! rho^2 = (-2 ln alpha + ln(1 - 2 ln alpha)) / sharpest_at
 //! ```
 //!
-//! Source: Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (arXiv 2103.06476): the
-//! choice of `rho` below it. The ratio is Fieller's set: all `r` for which 0 is in the sequence of
+//! Source: Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (arXiv 2103.06476), the Gaussian mixture and
+//! the choice of its `rho`. The ratio is Fieller's set: all `r` for which 0 is in the sequence of
 //! `mean1 - r mean0`.
 //!
 //! It is *asymptotic*: outcomes have no bound and any distribution, so the error is bounded by

@@ -142,11 +142,13 @@ impl LatencyTest {
     }
 
     /// The latency of stable at which most of the evidence lies, and how much (nats, as `log_e`):
-    /// to tell people which quantile it is. `None` before any evidence.
+    /// to tell people which quantile it is. The lowest of those that say the same. `None` before
+    /// any evidence.
     #[must_use]
     pub fn loudest(&self) -> Option<(Duration, f64)> {
         self.edges
             .iter()
+            .rev()
             .map(|(k, logs)| (edge(usize::from(*k)), ln_mean(logs)))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }
