@@ -125,8 +125,11 @@ impl LatencyTest {
         let (Some(first), Some(last)) = (first, last) else {
             return Vec::new();
         };
-        (first.min(last)..=last + BEYOND)
-            .filter(|k| counterpart(*k).is_some() && counterpart(*k) != counterpart(*k + 1))
+        let end = last + BEYOND;
+        // Of edges with one counterpart the highest says most.
+        let says_most = |k: &usize| *k == end || counterpart(*k) != counterpart(*k + 1);
+        (first.min(last)..=end)
+            .filter(|k| counterpart(*k).is_some() && says_most(k))
             .filter_map(|k| u8::try_from(k).ok())
             .collect()
     }
