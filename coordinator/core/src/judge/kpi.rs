@@ -15,7 +15,9 @@
 //!
 //! It is *asymptotic*: outcomes have no bound and any distribution, so the error is bounded by
 //! `alpha` only as far as sums are about normal. With few outcomes, or with one in a thousand that
-//! is a thousand times as large, it is not; hence `least`. Other assumptions: outcomes are
+//! is a thousand times as large, it is not; hence `least`: at `alpha` .01 and 200 looks, equal
+//! versions with lognormal outcomes (sigma 1) were told apart in 2.2 % of 1,000 runs with a `least`
+//! of 100, in 0.5 % with 1,000; with normal outcomes in 0.6 % at 100. Other assumptions: outcomes are
 //! independent (one a client, not one a click), and the candidate's share of traffic was about
 //! constant: over a ramp, means that drift in the day mix with the share (Simpson's paradox), so
 //! counts of one stage are compared, not of all.
