@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 use crate::digest::Digest;
+use crate::feedback::Feedback;
 use crate::ids::{Generation, ModelName};
 use crate::report::{AgentEvent, Readiness, ReadyState, Receipt, Report, protocol_2};
 
@@ -26,7 +27,7 @@ pub const PROTOCOL_MIN: u16 = 1;
 /// The first protocol with [`ToAgent::Rehearse`] and [`FromAgent::Rehearsed`]. Whoever speaks an
 /// older one cannot read them and must not be sent them.
 pub const PROTOCOL_REHEARSE: u16 = 2;
-/// The first protocol with [`FromAgentReport::Report`].
+/// The first protocol with [`FromAgentReport::Report`] and [`ToAgent::Feedback`].
 pub const PROTOCOL_QUALITY: u16 = 3;
 
 /// The protocol that two ends use: the highest that both speak.
@@ -74,6 +75,8 @@ pub enum ToAgent {
     /// Say what a withdrawal would come to, and change nothing. Travels as a withdrawal
     /// does, beacons included. Since protocol 2.
     Rehearse(Rehearsal),
+    /// What came of answers, for whoever gave them; nobody answers. Since protocol 3.
+    Feedback(Feedback),
 }
 
 /// Who an agent is and what it holds. Its name comes from its certificate.

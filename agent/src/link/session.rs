@@ -17,7 +17,7 @@ use rollcall_transport::close::CloseCode;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::beside_quic::BesideQuic;
-use super::{Cadence, ConnectionNumber, Fence, LinkEvent};
+use super::{Cadence, ConnectionNumber, Fence, LinkEvent, TakeFeedback};
 
 /// A coordinator that asks for reports more often than this gets them at this pace.
 const REPORT_EVERY_MIN: Duration = Duration::from_millis(100);
@@ -28,6 +28,7 @@ pub(super) struct Session<'a> {
     pub(super) number: ConnectionNumber,
     pub(super) events: &'a mpsc::Sender<LinkEvent>,
     pub(super) fence: &'a Fence,
+    pub(super) feedback: &'a TakeFeedback,
     pub(super) cadence: &'a watch::Sender<Option<Cadence>>,
     pub(super) reset: &'a Notify,
     /// Answers to beacons go there.
@@ -94,6 +95,7 @@ impl Session<'_> {
             number,
             events,
             fence,
+            feedback,
             cadence,
             reset,
             beside_quic,
@@ -109,6 +111,7 @@ impl Session<'_> {
             number,
             events,
             fence,
+            feedback,
         };
         tokio::select! {
             end = inbox.read_control(reader, cadence, welcomed) => end,
@@ -123,6 +126,7 @@ struct Inbox<'a> {
     number: ConnectionNumber,
     events: &'a mpsc::Sender<LinkEvent>,
     fence: &'a Fence,
+    feedback: &'a TakeFeedback,
 }
 
 impl Inbox<'_> {
@@ -155,6 +159,10 @@ impl Inbox<'_> {
                     self.fence.take(withdrawal);
                     continue;
                 }
+                ToAgent::Feedback(feedback) => {
+                    (self.feedback)(feedback);
+                    continue;
+                }
                 ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
                 ToAgent::Sync(snapshot) => Input::Sync(snapshot),
                 ToAgent::HeartbeatAnswer(answer) => Input::HeartbeatAnswer(answer),
@@ -180,6 +188,7 @@ impl Inbox<'_> {
                     ToAgent::Welcome(_)
                     | ToAgent::Refused { .. }
                     | ToAgent::Assign(_)
+                    | ToAgent::Feedback(_)
                     | ToAgent::Sync(_),
                 ) => {
                     tracing::debug!("a message that needs the stream came as a datagram");

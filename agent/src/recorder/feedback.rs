@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rollcall_shared::feedback::FeedbackItem;
+use rollcall_shared::feedback::{Feedback, FeedbackItem};
 use rollcall_shared::ids::ModelName;
-use rollcall_shared::limits::KPIS_MAX;
+use rollcall_shared::limits::{FEEDBACK_ITEMS_MAX, KPIS_MAX};
 use serde::Serialize;
 
 use super::answers::{Answer, Judged};
@@ -73,8 +73,21 @@ impl Joined {
 }
 
 impl Recorder {
+    /// Counts what the coordinator hands on to every node: most of it is about answers of
+    /// others. An item that breaks a bound is not counted.
+    pub fn take_feedback(&self, feedback: &Feedback) {
+        let good = |item: &&FeedbackItem| item.check().is_ok();
+        let items = feedback.items.iter().take(FEEDBACK_ITEMS_MAX).filter(good);
+        let joined = self.join(Some(&feedback.model), items);
+        tracing::debug!(model = %feedback.model, ?joined, "feedback from the coordinator");
+    }
+
     /// Counts feedback for the versions that answered. `model`: only about answers of this one.
-    pub fn join(&self, model: Option<&ModelName>, items: &[FeedbackItem]) -> Joined {
+    pub fn join<'a>(
+        &self,
+        model: Option<&ModelName>,
+        items: impl IntoIterator<Item = &'a FeedbackItem>,
+    ) -> Joined {
         let mut joined = Joined::default();
         for item in items {
             let id = self.hash(&item.id);

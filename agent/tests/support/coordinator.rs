@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use quinn::{Connection, Endpoint};
@@ -66,6 +66,7 @@ struct Shared {
     spoil_next: AtomicBool,
     answers_heartbeats: AtomicBool,
     protocol: AtomicU16,
+    report_every_ms: AtomicU64,
 }
 
 pub struct Heard {
@@ -112,6 +113,7 @@ impl Coordinator {
             spoil_next: AtomicBool::new(false),
             answers_heartbeats: AtomicBool::new(true),
             protocol: AtomicU16::new(PROTOCOL),
+            report_every_ms: AtomicU64::new(100),
         });
         let coordinator = Self {
             shared,
@@ -132,6 +134,12 @@ impl Coordinator {
     /// Be a coordinator of an older protocol.
     pub fn speak(&self, protocol: u16) {
         self.shared.protocol.store(protocol, Ordering::SeqCst);
+    }
+
+    /// Ask for reports of windows this long.
+    pub fn report_every(&self, window: std::time::Duration) {
+        let millis = u64::try_from(window.as_millis()).unwrap();
+        self.shared.report_every_ms.store(millis, Ordering::SeqCst);
     }
 
     pub fn token(&self, secret: &str) -> String {
@@ -306,7 +314,7 @@ impl Shared {
         let welcome = Welcome {
             protocol: self.protocol.load(Ordering::SeqCst),
             heartbeat_every_ms: 100,
-            report_every_ms: 100,
+            report_every_ms: self.report_every_ms.load(Ordering::SeqCst),
             snapshot,
         };
         writer.send(&ToAgent::Welcome(welcome)).await.ok()?;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::assignment::{VersionRef, Withdrawal};
 use crate::digest::Digest;
+use crate::feedback::{Feedback, FeedbackItem};
 use crate::histogram::Histogram;
 use crate::ids::{Generation, ModelName, RolloutId};
 use crate::limits::DATAGRAM_BYTES_MAX;
@@ -222,10 +223,35 @@ fn the_bytes_that_protocol_2_added_never_change() {
 
 #[test]
 fn the_bytes_that_protocol_3_added_never_change() {
-    let frames = [(
-        "report",
-        encode_frame(&FromAgentReport::new(report(), 3)).unwrap(),
-    )];
+    let feedback = Feedback {
+        model: ModelName::new("digits").unwrap(),
+        items: vec![
+            FeedbackItem {
+                id: "order-7".to_owned(),
+                row: None,
+                label: Some("cat".to_owned()),
+                kpis: BTreeMap::new(),
+            },
+            FeedbackItem {
+                id: "order-8".to_owned(),
+                row: Some(300),
+                label: None,
+                kpis: BTreeMap::from([("spend".to_owned(), 12.5)]),
+            },
+        ],
+    };
+    let frames = [
+        (
+            "report",
+            encode_frame(&FromAgentReport::new(report(), 3)).unwrap(),
+        ),
+        (
+            "feedback",
+            encode_frame(&ToAgent::Feedback(feedback.clone())).unwrap(),
+        ),
+    ];
+    let read = take_frame(&mut BytesMut::from(&frames[1].1[..]));
+    assert_eq!(read, Ok(Some(ToAgent::Feedback(feedback))));
     assert_eq!(
         lines(&frames),
         include_str!("golden-protocol-3.txt"),

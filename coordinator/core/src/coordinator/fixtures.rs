@@ -435,7 +435,7 @@ fn assert_order(effects: &[Effect]) {
     let rank = |effect: &Effect| match effect {
         Effect::Broadcast(_) => 0,
         Effect::Append(_) => 1,
-        Effect::Send { .. } | Effect::Disconnect { .. } => 2,
+        Effect::Send { .. } | Effect::Offer { .. } | Effect::Disconnect { .. } => 2,
         Effect::Reply { .. } => 3,
     };
     let ranks: Vec<u8> = effects.iter().map(rank).collect();
