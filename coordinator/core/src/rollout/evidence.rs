@@ -50,6 +50,9 @@ impl Coordinator {
             let Some(rollout) = self.state.live_rollout(&series.model) else {
                 continue;
             };
+            if rollout.barred.contains(node) {
+                continue;
+            }
             let arm = if self.is_on_trial(rollout, &series) {
                 Arm::Candidate
             } else if self.is_baseline(rollout, node, &series) {
@@ -97,7 +100,7 @@ impl Coordinator {
                 !in_cohort && self.labels(node).is_some_and(|l| matches(l, selector))
             }
             StageMode::Shadow { .. } | StageMode::CanaryByRequest { .. } | StageMode::Full => {
-                self.may_try(node) && !rollout.barred.contains(node)
+                self.may_try(node)
             }
         };
         same_kind && series.role == Role::Stable && Some(series.version) == stable
