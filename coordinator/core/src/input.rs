@@ -112,10 +112,6 @@ pub enum Role {
 
 /// A change that somebody asks for.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "as an input: it is handed over once"
-)]
 pub enum Command {
     /// Register an immutable version. Its blobs are already durable in the artifact store.
     RegisterVersion {
