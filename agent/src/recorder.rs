@@ -189,6 +189,15 @@ impl SeriesRecorder {
         lock(&self.tallies).count(segment, with);
     }
 
+    /// One row of an answer, to be remembered.
+    fn said(self: &Arc<Self>, row: &Row<'_>) -> Judged {
+        Judged {
+            series: Arc::clone(self),
+            class: row.class.map(|class| self.names.class(class)),
+            confidence: row.confidence,
+        }
+    }
+
     /// What was counted since the last window, and by segment.
     fn take(&self) -> (Total, Vec<Segment>) {
         let taken = std::mem::take(&mut *lock(&self.tallies));
@@ -377,16 +386,6 @@ impl Recorder {
     }
 }
 
-impl SeriesRecorder {
-    fn said(self: &Arc<Self>, row: &Row<'_>) -> Judged {
-        Judged {
-            series: Arc::clone(self),
-            class: row.class.map(|class| self.names.class(class)),
-            confidence: row.confidence,
-        }
-    }
-}
-
 /// The rows of an answer that are remembered, each with its key. An answer of one row, or
 /// of none that says anything, goes by its id alone.
 fn remembered<'a>(rows: &'a Rows<'_>, origin: &Origin) -> impl Iterator<Item = (u64, Row<'a>)> {
@@ -394,15 +393,14 @@ fn remembered<'a>(rows: &'a Rows<'_>, origin: &Origin) -> impl Iterator<Item = (
     let alone = rows.len() <= 1;
     let count = rows.len().clamp(1, ROWS_REMEMBERED_MAX);
     (0..count).map(move |index| {
-        let key = if alone { id } else { row_key(id, index) };
+        let key = if alone { id } else { row_key(id, index as u64) };
         (key, rows.row(index))
     })
 }
 
 /// The key of one row of several (splitmix64's finish).
-fn row_key(id: u64, row: impl TryInto<u64>) -> u64 {
-    let row = row.try_into().unwrap_or(u64::MAX);
-    let mut key = id ^ (row.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+const fn row_key(id: u64, row: u64) -> u64 {
+    let mut key = id ^ (row + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     key ^ (key >> 31)

@@ -94,7 +94,7 @@ impl Recorder {
             let keys = match item.row {
                 None => [Some(id), None],
                 Some(0) => [Some(row_key(id, 0)), Some(id)],
-                Some(row) => [Some(row_key(id, row)), None],
+                Some(row) => [Some(row_key(id, row.into())), None],
             };
             let is_meant =
                 |answer: &Answer| model.is_none_or(|model| answer.given.series.model == *model);

@@ -19,7 +19,7 @@ use rollcall_shared::feedback::{FeedbackItem, check_items};
 
 use super::App;
 use super::answer::HttpError;
-use super::predict::{check_headers, read_body};
+use super::predict::{INLINE_PARSE_BYTES_MAX, check_headers, read_body};
 use crate::recorder::feedback::Joined;
 
 /// A list of as many items as may come at once, with long ids, takes less. Larger: 413.
@@ -36,8 +36,22 @@ pub async fn feedback(
     let (parts, body) = request.into_parts();
     check_headers(&parts.headers)?;
     let (bytes, _room) = read_body(&app, &parts.headers, body, BODY_BYTES_MAX).await?;
-    let items = parse(&bytes).map_err(|why| HttpError::new(StatusCode::BAD_REQUEST, why))?;
-    Ok(Json(app.inference.routes().recorder().join(None, &items)))
+    let length = bytes.len();
+    let recorder = Arc::clone(app.inference.routes().recorder());
+    let count = move || parse(&bytes).map(|items| recorder.join(None, &items));
+    let counted = if length <= INLINE_PARSE_BYTES_MAX {
+        Ok(count())
+    } else {
+        tokio::task::spawn_blocking(count).await
+    };
+    match counted {
+        Ok(Ok(joined)) => Ok(Json(joined)),
+        Ok(Err(why)) => Err(HttpError::new(StatusCode::BAD_REQUEST, why)),
+        Err(_) => Err(HttpError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "reading the feedback broke off",
+        )),
+    }
 }
 
 fn parse(body: &[u8]) -> Result<Vec<FeedbackItem>, String> {

@@ -43,7 +43,7 @@ const BINARY_HEADER: HeaderName = HeaderName::from_static("inference-header-cont
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger bodies are read by a blocking thread: two threads do all the I/O.
-const INLINE_PARSE_BYTES_MAX: usize = 128 << 10;
+pub(super) const INLINE_PARSE_BYTES_MAX: usize = 128 << 10;
 
 /// Memory is reserved for a declared length up to here; the rest as it arrives.
 const RESERVE_BYTES_MAX: usize = 1 << 20;

@@ -409,8 +409,7 @@ impl World {
                 connection,
                 message,
             } => self.send_to_agent(&node, connection, &message),
-            // Feedback: nothing that the cores decide hangs on it.
-            Effect::Offer { .. } => {}
+            Effect::Offer { .. } => {} // Feedback: no core decides by it.
             Effect::Disconnect {
                 node,
                 connection,
