@@ -185,6 +185,21 @@ fn a_multiple_of_microseconds_is_noise() {
 }
 
 #[test]
+fn errors_pass_on_proof_alone_if_the_plan_asks_for_it() {
+    let policy = || Policy {
+        prove_errors: true,
+        ..policy()
+    };
+    let outcome = |candidate: &Counts, stable: &Counts| {
+        let mut stage = Stage::of(policy(), &Baseline::Concurrent, false);
+        stage.see(candidate, stable).outcome()
+    };
+    assert_eq!(outcome(&good(50), &good(450)), Outcome::Insufficient);
+    let (candidate, stable) = (counts(5_000, 10, 5), counts(5_000, 15, 5));
+    assert_eq!(outcome(&candidate, &stable), Outcome::Pass);
+}
+
+#[test]
 fn agreement_is_judged_in_shadow_only_and_passes_when_it_is_certain() {
     let pairs = |compared, agreed| Counts {
         compared,
