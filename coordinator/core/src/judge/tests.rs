@@ -413,6 +413,26 @@ fn a_kpi_fails_when_its_drop_is_proven() {
 }
 
 #[test]
+fn inputs_that_the_candidate_was_not_trained_for_hold() {
+    let policy = Policy {
+        drift_max: Some(0.15),
+        ..policy()
+    };
+    let outcome = |ages: [u64; 2]| {
+        let seen = |counts: &mut Counts| {
+            counts.quality.scores = vec![50, 50];
+            counts.quality.features = [("age".to_owned(), ages.to_vec())].into();
+        };
+        let mut stage = with_outcomes(policy.clone(), seen, seen);
+        stage.watch.trained_on = [("age".to_owned(), vec![5_000, 5_000])].into();
+        stage.outcome()
+    };
+    assert_eq!(outcome([100, 100]), Outcome::Pass);
+    assert_eq!(outcome([190, 10]), Outcome::Insufficient);
+    assert_eq!(outcome([0, 0]), Outcome::Insufficient);
+}
+
+#[test]
 fn scores_that_drift_hold_and_never_fail() {
     let policy = || Policy {
         drift_max: Some(0.15),

@@ -1,7 +1,8 @@
 //! What the judge's word does to a rollout.
 
 use rollcall_shared::assignment::VersionRef;
-use rollcall_shared::report::AgentEvent;
+use rollcall_shared::ids::Generation;
+use rollcall_shared::report::{AgentEvent, ClassCounts, Counts};
 use rollcall_shared::version::Version;
 use rollcall_shared::wire::FromAgent;
 
@@ -127,6 +128,36 @@ fn what_was_decided_follows_from_the_record_before_it() {
         }
     }
     assert_eq!(decided, 2, "shadow was passed, and the candidate withdrawn");
+}
+
+#[test]
+fn labels_that_come_in_after_their_stage_still_count() {
+    let plan = CANARY.replace(
+        "min_requests = 100",
+        "min_requests = 100\naccuracy_min = 0.9",
+    );
+    let mut world = World::with_stable(2);
+    world.start(&plan);
+    world.everybody_ready(2, 2);
+    let in_shadow = world.generation();
+    world.done(admin(), Command::Advance { rollout: R2 });
+    let labels = |correct| {
+        let class = ClassCounts {
+            predicted: 200,
+            actual: 200,
+            correct,
+        };
+        let mut counts = Counts::default();
+        counts.quality.labelled.insert("7".to_owned(), class);
+        counts
+    };
+    // Those of another rollout do not.
+    let before = Generation(in_shadow.0 - 2);
+    world.report_of(before, 1, ServingRole::Shadow, 2, labels(20));
+    assert_eq!(world.pass(1), vec![]);
+    world.report_of(in_shadow, 1, ServingRole::Shadow, 2, labels(20));
+    let expected = ("canary".to_owned(), vec![Metric::Accuracy]);
+    assert_eq!(withdrawn_by_judge(&world.pass(1)), expected);
 }
 
 const AA: &str = "model='digits'\ncandidate='9.0.0'\nstrategy='aa'\n[policy]\nmin_requests=100\n\
