@@ -173,6 +173,8 @@ pub enum Handshake {
     Retried,
     /// Was sent away before any work, because too many wait; comes back with jitter.
     Refused,
+    /// Got no answer, because its address begins too many while a node there misbehaves.
+    Unanswered,
     /// Waited longer than it would itself: nobody is there any more.
     Stale,
     /// Did not finish, or was not wanted.
@@ -182,10 +184,11 @@ pub enum Handshake {
 }
 
 impl Handshake {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Admitted,
         Self::Retried,
         Self::Refused,
+        Self::Unanswered,
         Self::Stale,
         Self::Failed,
         Self::Throttled,
@@ -196,6 +199,7 @@ impl Handshake {
             Self::Admitted => "admitted",
             Self::Retried => "retried",
             Self::Refused => "refused",
+            Self::Unanswered => "unanswered",
             Self::Stale => "stale",
             Self::Failed => "failed",
             Self::Throttled => "throttled",

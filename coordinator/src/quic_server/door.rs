@@ -46,6 +46,7 @@ enum Place {
     Waits,
     MustProve,
     Refused,
+    Unanswered,
 }
 
 impl Place {
@@ -53,7 +54,7 @@ impl Place {
         let full = agents >= AGENTS_MAX || waiting >= WAITING_MAX;
         match beginning {
             _ if full => Self::Refused,
-            Beginning::TooMany => Self::Refused,
+            Beginning::TooMany => Self::Unanswered,
             Beginning::Proven => Self::MustProve,
             Beginning::Free if !proven && busy >= PROOF_ABOVE => Self::MustProve,
             Beginning::Free => Self::Waits,
@@ -115,6 +116,12 @@ impl Door {
                     error.into_incoming().refuse();
                 }
             }
+            // Even a refusal costs keys and a packet, and brings the next try at once; who gets no
+            // answer tries again after one second, two, four.
+            Place::Unanswered => {
+                context.metrics.observe_handshake(Handshake::Unanswered);
+                incoming.ignore();
+            }
             Place::Refused => {
                 context.metrics.observe_handshake(Handshake::Refused);
                 incoming.refuse();
@@ -155,7 +162,10 @@ mod tests {
         let place = |agents, waiting| Place::of(Beginning::Free, true, agents, 0, waiting);
         assert_eq!(place(0, WAITING_MAX), Place::Refused);
         assert_eq!(place(AGENTS_MAX, 0), Place::Refused);
-        assert_eq!(Place::of(Beginning::TooMany, true, 0, 0, 0), Place::Refused);
+        assert_eq!(
+            Place::of(Beginning::TooMany, true, 0, 0, 0),
+            Place::Unanswered
+        );
         assert_eq!(
             Place::of(Beginning::Proven, false, 0, 0, 0),
             Place::MustProve
