@@ -9,17 +9,15 @@
 use std::num::NonZeroUsize;
 
 use indicatif::ProgressBar;
-use rollcall_simulations::judge::figures::{Column, Figures, Finding, State};
+use rollcall_simulations::judge::figures::{Column, Finding};
 use rollcall_simulations::judge::scenario::SCENARIOS;
-use rollcall_simulations::judge::{Who, chart, judge};
+use rollcall_simulations::judge::{Who, judge};
 
 const ALPHA: f64 = 0.001;
 
 fn finding(name: &str, runs: u64, threads: usize) -> Finding {
-    let scenario = SCENARIOS
-        .iter()
-        .find(|scenario| scenario.name == name)
-        .unwrap();
+    let mut scenarios = SCENARIOS.iter();
+    let scenario = scenarios.find(|scenario| scenario.name == name).unwrap();
     let threads = NonZeroUsize::new(threads).unwrap();
     let endings = judge(scenario, ALPHA, 1, runs, threads, &ProgressBar::hidden());
     Finding::of(scenario, ALPHA, &endings)
@@ -31,10 +29,7 @@ fn column(finding: &Finding, who: Who) -> &Column {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let figures = |threads| {
-        let finding = finding("errors-x10", 12, threads);
-        serde_json::to_string(&finding).unwrap()
-    };
+    let figures = |threads| serde_json::to_string(&finding("errors-x10", 12, threads)).unwrap();
     assert_eq!(figures(1), figures(3));
 }
 

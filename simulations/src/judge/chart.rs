@@ -10,7 +10,7 @@ use super::Who;
 use super::figures::{Column, Figures, Finding};
 
 const WIDTH: f64 = 900.0;
-const LABELS: f64 = 190.0;
+const LABELS: f64 = 215.0;
 const RIGHT: f64 = WIDTH - 40.0;
 /// Height of a scenario's row, and of the lane that each judge has in it.
 const ROW: f64 = 46.0;
@@ -22,10 +22,9 @@ const BELOW: f64 = 44.0;
 /// Colours are written out for each scheme: not every program that shows an SVG knows variables.
 const STYLE: &str = "\
 svg{font:13px system-ui,sans-serif}text{fill:#1f2328}.ground{fill:#fff}.title{font-size:15px;font-weight:600}\
-.faint{fill:#59636e;font-size:11px}.small{font-size:11px}.end{text-anchor:end}.middle{text-anchor:middle}\
+.faint{fill:#59636e;font-size:11px}.end{text-anchor:end}.middle{text-anchor:middle}\
 .rule{stroke:#d1d9e0}.target{stroke:#1f2328;stroke-dasharray:4 3}.line{stroke-width:2}\
 .j0{fill:#0969da;stroke:#0969da}.j1{fill:#bc4c00;stroke:#bc4c00}.j2{fill:#8250df;stroke:#8250df}.j3{fill:#57606a;stroke:#57606a}\
-text.small{stroke:none}\
 @media(prefers-color-scheme:dark){text{fill:#f0f6fc}.ground{fill:#0d1117}.faint{fill:#9198a1}.rule{stroke:#3d444d}\
 .target{stroke:#f0f6fc}.j0{fill:#58a6ff;stroke:#58a6ff}.j1{fill:#ffa657;stroke:#ffa657}.j2{fill:#d2a8ff;stroke:#d2a8ff}\
 .j3{fill:#9198a1;stroke:#9198a1}}";
@@ -89,7 +88,7 @@ pub fn svg(figures: &Figures) -> String {
         text(&mut body, "faint", x + 4.0, top - 4.0, "Rollcall's bound");
     }
     if !bad.is_empty() {
-        let title = "Bad candidates: requests of theirs until rolled back (mark: median, line: to the 95th percentile)";
+        let title = "Bad candidates: requests of theirs until rolled back (line: to the 95th percentile; cross: most not found)";
         y = panel(&mut body, y, title, &SAMPLES, &bad, detection);
     }
     let summary = "False alarms and requests to detection of Rollcall's judge, a repeated z-test, \
@@ -161,8 +160,19 @@ fn false_alarms(body: &mut String, axis: &Axis, judge: usize, column: &Column, y
 
 fn detection(body: &mut String, axis: &Axis, judge: usize, column: &Column, y: f64) {
     let Some(median) = column.median else {
-        let class = format!("small end j{judge}");
-        text(body, &class, RIGHT, y + 4.0, "not found in most runs");
+        let (left, up) = (RIGHT - 4.0, y - 4.0);
+        line(
+            body,
+            &format!("line j{judge}"),
+            (left, up),
+            (left + 8.0, up + 8.0),
+        );
+        line(
+            body,
+            &format!("line j{judge}"),
+            (left, up + 8.0),
+            (left + 8.0, up),
+        );
         return;
     };
     let x = axis.x(median as f64);
@@ -195,4 +205,38 @@ fn text(body: &mut String, class: &str, x: f64, y: f64, words: &str) {
         body,
         "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{words}</text>"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ending;
+    use super::super::scenario::SCENARIOS;
+    use super::*;
+
+    #[test]
+    fn every_scenario_and_judge_is_in_the_picture_and_nothing_lies_outside() {
+        let found = Ending {
+            failed: Some(50_000),
+            ..Ending::default()
+        };
+        let runs = [[found, Ending::default(), found, found]; 3];
+        let figures = Figures {
+            seed: 1,
+            alpha: 0.001,
+            scenarios: SCENARIOS
+                .iter()
+                .map(|scenario| Finding::of(scenario, 0.001, &runs))
+                .collect(),
+        };
+        let svg = svg(&figures);
+        for scenario in SCENARIOS {
+            assert!(svg.contains(&format!(">{}<", scenario.name)));
+        }
+        assert!(!svg.contains("NaN") && !svg.contains("inf"));
+        for x in svg.split(" x=\"").skip(1) {
+            let x: f64 = x.split('"').next().unwrap().parse().unwrap();
+            assert!((0.0..WIDTH).contains(&x), "{x}");
+        }
+        assert_eq!(svg.matches('<').count(), svg.matches('>').count());
+    }
 }

@@ -388,3 +388,96 @@ fn detection(column: &Column) -> String {
     }
     cell
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::scenario::SCENARIOS;
+
+    /// Runs that ended like this before Rollcall, and in nothing before the others.
+    fn finding(scenario: &str, endings: impl Iterator<Item = Ending>) -> Finding {
+        let mut rows = SCENARIOS.iter();
+        let scenario = rows.find(|row| row.name == scenario).unwrap();
+        let runs: Vec<_> = endings
+            .map(|ending| {
+                let mut run = [Ending::default(); 4];
+                run[0] = ending;
+                run
+            })
+            .collect();
+        Finding::of(scenario, 0.001, &runs)
+    }
+
+    fn failed(samples: u64) -> Ending {
+        Ending {
+            failed: Some(samples),
+            ..Ending::default()
+        }
+    }
+
+    fn states(finding: &Finding) -> Vec<State> {
+        finding.targets.iter().map(|target| target.state).collect()
+    }
+
+    #[test]
+    fn a_bound_is_met_missed_or_open_while_runs_are_few() {
+        let good = |runs, alarms| {
+            let endings = (0..runs).map(move |run| {
+                if run < alarms {
+                    failed(9)
+                } else {
+                    Ending::default()
+                }
+            });
+            states(&finding("aa-constant", endings))
+        };
+        assert_eq!(good(4_000, 0), [State::Met]);
+        assert_eq!(good(1_000, 0), [State::Open]);
+        assert_eq!(good(4_000, 3), [State::Open]);
+        assert_eq!(good(4_000, 5), [State::Missed]);
+    }
+
+    #[test]
+    fn a_bad_candidate_must_be_found_and_soon() {
+        let found = |samples: u64| {
+            let endings = (0..1_000).map(move |_| failed(samples));
+            states(&finding("latency-tail", endings))
+        };
+        assert_eq!(found(1_300), [State::Met; 3]);
+        assert_eq!(found(1_450), [State::Met, State::Missed, State::Met]);
+        assert_eq!(found(1_501), [State::Met, State::Missed, State::Missed]);
+        let never = finding("errors-x2", (0..1_000).map(|_| Ending::default()));
+        assert_eq!(states(&never), [State::Missed; 2]);
+        assert_eq!((never.judges[0].median, never.judges[0].p95), (None, None));
+    }
+
+    #[test]
+    fn a_rollback_before_the_break_is_a_false_alarm() {
+        let early = Ending {
+            early: true,
+            ..failed(12)
+        };
+        let late = finding("late-break", [early, failed(300), failed(400)].into_iter());
+        assert_eq!(late.judges[0].false_alarms.count, 1);
+        assert_eq!(late.judges[0].missed.count, 0);
+    }
+
+    #[test]
+    fn the_right_node_is_told_from_a_wrong_one() {
+        let took = |node| Ending {
+            quarantined: Some((node, 100)),
+            ..Ending::default()
+        };
+        let column = &finding("one-bad-node", [took(3), took(3), took(1)].into_iter()).judges[0];
+        assert_eq!((column.node_found, column.wrong_node), (2, 1));
+        assert_eq!(column.node_median, Some(100));
+    }
+
+    #[test]
+    fn percents_keep_three_digits() {
+        assert_eq!(
+            [0.0, 0.001, 0.012_345_6, 1.0].map(|share| percent(share).to_string()),
+            ["0", "0.1", "1.23", "100"]
+        );
+    }
+}
