@@ -46,7 +46,7 @@ pub struct Arguments {
     #[arg(long, default_value = "all", value_parser = names())]
     scenario: Choice,
     /// How many rollouts of each good candidate; of bad ones, a tenth
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
+    #[arg(long, default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
     runs: u64,
     /// What the draws follow from
     #[arg(long, default_value_t = 1)]
