@@ -103,10 +103,13 @@ fn cores_know_no_runtime_socket_disk_or_clock() {
         .map(String::from)
         .into();
     for manifest in ["coordinator/core/Cargo.toml", "agent/core/Cargo.toml"] {
-        let extra: Vec<_> = dependencies(manifest)
+        let mut extra: BTreeSet<_> = dependencies(manifest)
             .difference(&allowed)
             .cloned()
             .collect();
+        if manifest.starts_with("coordinator") {
+            extra.remove("statrs"); // the judge's distributions: functions of numbers
+        }
         assert!(
             extra.is_empty(),
             "{manifest} must stay pure, but depends on {extra:?}"

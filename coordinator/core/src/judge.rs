@@ -18,6 +18,13 @@
 //!
 //! Pure: a function of its arguments.
 
+pub mod agreement;
+pub mod anystart;
+#[cfg(test)]
+mod draws;
+pub mod exact;
+pub mod latency;
+pub mod rare;
 mod rule;
 
 use std::time::Duration;
@@ -25,6 +32,7 @@ use std::time::Duration;
 use rollcall_shared::plan::Policy;
 use rollcall_shared::report::Counts;
 use rollcall_shared::verdict::{Finding, Metric, Outcome, Verdict};
+use serde::{Deserialize, Serialize};
 
 pub use self::rule::{follows, outcome};
 
@@ -74,6 +82,16 @@ pub struct Loads {
     pub nodes: u64,
     /// Of these, nodes that gave up on it.
     pub failed: u64,
+}
+
+/// Independent tries, and how many of them were hits: failures, answers above an edge,
+/// agreements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trials {
+    /// Tries.
+    pub n: u64,
+    /// Hits among them; never more than the tries.
+    pub hits: u64,
 }
 
 /// Holds the evidence to the policy.

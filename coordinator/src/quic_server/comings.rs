@@ -34,7 +34,8 @@ const HANDSHAKES_AT_ONCE: u32 = 100;
 const CROWDED_FOR: Duration = Duration::from_secs(60);
 /// Crowded addresses that are remembered. Each has an enrolled node that misbehaves.
 const CROWDED_MAX: usize = 4_096;
-/// Nodes that are remembered before those that owe nothing are forgotten.
+/// Nodes that are remembered before those that owe nothing are forgotten; all of them are
+/// gone through for that, so that it waits each time until as many more have come.
 const NODES_KEPT: usize = 4_096;
 
 /// Who came how often.
@@ -44,6 +45,8 @@ pub(super) struct Comings(Mutex<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     nodes: BTreeMap<NodeId, Bucket>,
+    /// How many were left when those that owe nothing were forgotten.
+    left: usize,
     crowded: BTreeMap<IpAddr, Crowded>,
 }
 
@@ -117,8 +120,9 @@ impl Comings {
 
 impl Counts {
     fn of(&mut self, node: &NodeId, now: Timestamp) -> &mut Bucket {
-        if self.nodes.len() >= NODES_KEPT && !self.nodes.contains_key(node) {
+        if self.nodes.len() >= self.left + NODES_KEPT && !self.nodes.contains_key(node) {
             self.nodes.retain(|_, bucket| !bucket.is_full(now));
+            self.left = self.nodes.len();
         }
         self.nodes
             .entry(node.clone())
