@@ -307,7 +307,7 @@ mod tests {
                 .reference
                 .map(|median| scenario.candidates / median);
             assert!(
-                resolution.is_none_or(|share| share <= 0.03),
+                resolution.is_none_or(|share| share <= 0.1),
                 "{}",
                 scenario.name
             );

@@ -1,39 +1,20 @@
 //! The little statistics that figures and peers need.
 
+use statrs::distribution::{Beta, ContinuousCDF as _};
+
 /// The normal deviate that 1 % lie above.
 pub(super) const Z_99: f64 = 2.326_347_874;
 
 /// Clopper-Pearson interval of a share: contains it with 95 % at least, however rare it is.
-/// Clopper and Pearson, Biometrika 26 (1934).
+/// Clopper and Pearson, Biometrika 26 (1934), by quantiles of the beta distribution.
 #[must_use]
 pub(super) fn interval(hits: u64, trials: u64) -> (f64, f64) {
-    if trials == 0 {
-        return (0.0, 1.0);
-    }
-    let low = if hits == 0 {
-        0.0
-    } else {
-        // At the lower end so many hits or more are rare.
-        bisect(0.0, 1.0, |p| 1.0 - at_most(hits - 1, trials, p) > 0.025)
-    };
-    let high = if hits == trials {
-        1.0
-    } else {
-        bisect(0.0, 1.0, |p| at_most(hits, trials, p) < 0.025)
-    };
+    let (hit, rest) = (hits as f64, (trials - hits) as f64);
+    let beta = |a, b, q| Beta::new(a, b).map(|beta| beta.inverse_cdf(q));
+    // Neither exists where an end is certain.
+    let low = beta(hit, rest + 1.0, 0.025).unwrap_or(0.0);
+    let high = beta(hit + 1.0, rest, 0.975).unwrap_or(1.0);
     (low, high)
-}
-
-/// Probability of at most `hits` in `trials` of probability `p`.
-fn at_most(hits: u64, trials: u64, p: f64) -> f64 {
-    let odds = (p / (1.0 - p)).ln();
-    let mut log = trials as f64 * (1.0 - p).ln();
-    let mut sum = log.exp();
-    for hit in 0..hits {
-        log += ((trials - hit) as f64 / (hit + 1) as f64).ln() + odds;
-        sum += log.exp();
-    }
-    sum.min(1.0)
 }
 
 /// Where `beyond`, false at `low` and true at `high`, turns.
