@@ -47,6 +47,9 @@ pub enum Strategy {
     Shadow,
     /// Shadow, then growing canaries, then full.
     Canary,
+    /// The files of stable once more, under another number, beside stable: a failure would be
+    /// the judge's error. Measured, never promoted nor withdrawn.
+    Aa,
 }
 
 /// One stage of a plan.
@@ -115,11 +118,64 @@ pub struct Policy {
     pub latency_multiplier_max: Option<f64>,
     /// Least share of shadowed requests on which both versions agree, 0 to 1.
     pub agreement_min: Option<f64>,
-    /// Nothing is judged on fewer candidate requests.
+    /// Nothing passes on fewer candidate requests. What is proven to be broken needs none.
     pub min_requests: u64,
+    /// Probability of taking a good candidate back, over a whole stage and however often one
+    /// looks; above 0, at most .1.
+    // Skipped at its default, and what follows too, as in records of earlier releases: the
+    // chain of hashes is over the bytes.
+    #[serde(default = "alpha", skip_serializing_if = "is_alpha")]
+    pub alpha: f64,
+    /// Nothing about labels, KPIs and groups passes on fewer of them.
+    #[serde(default = "min_labels", skip_serializing_if = "is_min_labels")]
+    pub min_labels: u64,
+    /// How far scores may drift from stable's (population stability index).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift_max: Option<f64>,
+    /// Least share of labelled answers that are right, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy_min: Option<f64>,
+    /// Least F1, mean over classes, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1_min: Option<f64>,
+    /// Largest calibration error, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_error_max: Option<f64>,
+    /// Largest gap between segments in how often the positive class is named, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias_max: Option<f64>,
+    /// The class that `bias_max` is about; `1` if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positive_class: Option<String>,
+    /// By outcome, how far its mean may lie below stable's, as a part of it: .1 is 10 %.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kpi_drop_max: BTreeMap<String, f64>,
     /// How often the judge looks.
     #[serde(with = "human")]
     pub check_every: Duration,
+}
+
+/// One in a thousand.
+const fn alpha() -> f64 {
+    0.001
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::float_cmp,
+    reason = "serde asks so"
+)]
+fn is_alpha(value: &f64) -> bool {
+    *value == alpha()
+}
+
+const fn min_labels() -> u64 {
+    100
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_min_labels(value: &u64) -> bool {
+    *value == min_labels()
 }
 
 /// A starting point for a policy.
@@ -153,6 +209,15 @@ impl Preset {
             latency_multiplier_max: Some(latency_multiplier),
             agreement_min: Some(0.95),
             min_requests,
+            alpha: alpha(),
+            min_labels: min_labels(),
+            drift_max: None,
+            accuracy_min: None,
+            f1_min: None,
+            calibration_error_max: None,
+            bias_max: None,
+            positive_class: None,
+            kpi_drop_max: BTreeMap::new(),
             check_every: Duration::from_secs(seconds),
         }
     }

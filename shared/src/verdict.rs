@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crate::ids::NodeId;
 use serde::{Deserialize, Serialize};
 
 /// The three answers of a judge.
@@ -33,6 +34,20 @@ pub enum Metric {
     Agreement,
     /// Nodes on which the candidate could not be loaded or warmed.
     LoadFailures,
+    /// Nodes whose circuit breaker took the candidate out of service.
+    Breakers,
+    /// How far the candidate's scores lie from stable's: population stability index.
+    Drift,
+    /// Share of labelled answers that were right.
+    Accuracy,
+    /// F1, mean over the classes.
+    F1,
+    /// Expected calibration error, without its bias.
+    Calibration,
+    /// Largest gap between groups in how often the positive class is named.
+    Bias,
+    /// Mean of an outcome.
+    Kpi,
 }
 
 impl fmt::Display for Metric {
@@ -44,6 +59,13 @@ impl fmt::Display for Metric {
             Self::LatencyP99 => "p99 ms",
             Self::Agreement => "agreement",
             Self::LoadFailures => "load failures",
+            Self::Breakers => "open breakers",
+            Self::Drift => "drift",
+            Self::Accuracy => "accuracy",
+            Self::F1 => "F1",
+            Self::Calibration => "calibration error",
+            Self::Bias => "bias",
+            Self::Kpi => "KPI",
         })
     }
 }
@@ -67,6 +89,27 @@ pub struct Finding {
     pub stable_samples: u64,
     /// The rule in words, e.g. `p95 at most 1.5 x stable`.
     pub rule: String,
+    /// The segment it is about; `None`: all requests.
+    // Skipped when empty, as in records of earlier releases: the chain of hashes is over the bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
+    /// The test behind the rule, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Test>,
+}
+
+/// How strong the evidence is that a rule is broken. Logarithms are natural.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Test {
+    /// `ln` of the e-value: 0 is no evidence, and under the rule it exceeds `ln(1/a)`, ever,
+    /// with probability `a` at most.
+    pub log_e: f64,
+    /// From where on the rule is broken: `ln` of 1 over the part of alpha that the rule has.
+    pub log_e_needed: f64,
+    /// What is left of the evidence without the group of nodes that says most. `None`: not
+    /// asked, as there is too little evidence to begin with, or only one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_e_without_worst: Option<f64>,
 }
 
 /// An outcome with its evidence: the worst of its findings.
@@ -76,6 +119,9 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// One for each rule of the policy.
     pub findings: Vec<Finding>,
+    /// The node that alone is to blame, if one is: it should go on without the candidate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blamed: Option<NodeId>,
 }
 
 impl Verdict {
@@ -88,7 +134,11 @@ impl Verdict {
             .map(|finding| finding.outcome)
             .max()
             .unwrap_or(Outcome::Pass);
-        Self { outcome, findings }
+        Self {
+            outcome,
+            findings,
+            blamed: None,
+        }
     }
 
     /// The findings that decided.

@@ -26,7 +26,7 @@ pub(crate) fn assignment_for(
         .is_some_and(|n| !n.quarantined && !n.revoked);
     let candidate = state
         .live_rollout(model)
-        .filter(|_| may_try)
+        .filter(|rollout| may_try && !rollout.barred.contains(node))
         .map(|rollout| candidate_for(rollout, node));
     Some(Assignment {
         model: model.clone(),

@@ -1,88 +1,70 @@
-//! The judge: numbers against limits.
+//! The judge: is it proven that the candidate breaks a rule?
 //!
-//! Two kinds of rule stand here, as operators think in them: absolute limits, and multiples
-//! of stable measured at the same time. Every limit of a [`Policy`] that is set becomes one
-//! [`Finding`] with its numbers, its threshold and its rule in words, so that a verdict can
-//! be read, and recomputed, from its record alone.
+//! Whoever looks at a threshold every second, or repeats a test until it fires, takes good
+//! versions back: of two equal versions the worse one changes all the time. Here every rule of a
+//! [`Policy`] is a hypothesis with an e-process against it ([`anystart`]), whose error is
+//! bounded *however often one looks*. All of them together fail a good candidate with
+//! probability [`Policy::alpha`] at most, and a bad one as soon as the evidence is there, be it
+//! after ten requests.
 //!
-//! Missing data holds: with fewer than `min_requests` a finding is `Insufficient`, neither a
-//! pass nor a failure.
+//! A rule passes when its estimate keeps to it and rests on `min_requests`, and holds the gate
+//! otherwise: missing data is neither a pass nor a failure.
 //!
-//! Every limit is held to the whole stage, and once more to the last checks alone, where a
-//! breach late in a long watch is not diluted by the good hours before it; those findings say
-//! `(recent)` in their rule. The recent counts stand in a verdict where they have something to
-//! say of their own: only part of the stage, and enough of it. They never hold a gate.
+//! One bad node is not a bad candidate. Half of the evidence (of its logarithm) must be left
+//! when any one group of nodes is left out ([`history`]). If it is not, the verdict blames the
+//! node that differs most, and the rollout goes on without it.
 //!
-//! Looking often at a fixed threshold is not a test with a bounded error; the sequential tests
-//! stand beside these rules later, not instead.
+//! | room | what |
+//! | --- | --- |
+//! | [`rules`] | what a policy asks for, and each rule's part of alpha |
+//! | [`watch`] | counts, node by node, and the tests over them |
+//! | [`battery`], [`history`] | one test for each rule; what was seen, group by group |
+//! | [`rare`], [`exact`], [`latency`], [`limit`], [`agreement`] | the tests |
+//! | [`outcomes`] | labels, KPIs, drift, bias; [`drift`], [`calibration`], [`labels`], [`kpi`], [`bias`] |
 //!
-//! Pure: a function of its arguments.
+//! Pure: a verdict is a function of policy and evidence, and is recomputed from its record.
 
 pub mod agreement;
 pub mod anystart;
+pub mod battery;
+pub mod bias;
+pub mod calibration;
 #[cfg(test)]
 mod draws;
+pub mod drift;
 pub mod exact;
+pub mod history;
+pub mod kpi;
+pub mod labels;
 pub mod latency;
+pub mod limit;
+#[cfg(test)]
+mod oracles;
+pub mod outcomes;
 pub mod rare;
-mod rule;
+pub mod rules;
+pub mod watch;
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rollcall_shared::ids::NodeId;
 use rollcall_shared::plan::Policy;
 use rollcall_shared::report::Counts;
-use rollcall_shared::verdict::{Finding, Metric, Outcome, Verdict};
+use rollcall_shared::verdict::{Finding, Metric, Outcome, Test, Verdict};
 use serde::{Deserialize, Serialize};
 
-pub use self::rule::{follows, outcome};
+use self::rules::{Kind, Rule};
+use self::watch::{Line, Watch};
 
-/// p95s that differ by less are the same: a multiple of some microseconds is noise of the
-/// scheduler, not a slower model.
-pub const LATENCY_NOISE_MS: f64 = 1.0;
+/// How certain agreement must be to pass. A wrong pass leads to the next stage, where the
+/// candidate is judged again; a wrong failure ends the rollout.
+const PASS_ALPHA: f64 = 0.05;
 
-/// What a candidate is judged on.
-#[derive(Clone, Debug)]
-pub struct Evidence<'a> {
-    /// What was seen of the candidate in this stage; `None` before the first stage.
-    pub candidate: Option<&'a Counts>,
-    /// What was seen over the last checks of the stage.
-    pub recent: Recent<'a>,
-    /// Whether the candidate only shadows.
-    pub shadow: bool,
-    /// What it is compared with.
-    pub baseline: Baseline<'a>,
-    /// How loading it went.
-    pub loads: Loads,
-}
-
-/// The last checks' part of the evidence.
-#[derive(Clone, Copy, Debug)]
-pub struct Recent<'a> {
-    /// What was seen of the candidate.
-    pub candidate: &'a Counts,
-    /// What was seen of stable, where that is compared with.
-    pub stable: &'a Counts,
-}
-
-/// What a candidate is compared with.
-#[derive(Clone, Debug)]
-pub enum Baseline<'a> {
-    /// Stable, at the same time.
-    Concurrent(&'a Counts),
-    /// The candidate answers everything: stable as it was judged in the stages before.
-    Remembered(Vec<Finding>),
-    /// There is no stable version: multiples are not judged.
-    Nothing,
-}
-
-/// Nodes that tried to load the candidate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loads {
-    /// Nodes that may try it.
-    pub nodes: u64,
-    /// Of these, nodes that gave up on it.
-    pub failed: u64,
-}
+/// The part of the evidence that must be left without the group of nodes that says most: what
+/// is left when one of two equal nodes is taken away.
+const LEFT_WITHOUT_WORST: f64 = 0.5;
 
 /// Independent tries, and how many of them were hits: failures, answers above an edge,
 /// agreements.
@@ -94,65 +76,141 @@ pub struct Trials {
     pub hits: u64,
 }
 
+/// What a candidate is judged on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence<'a> {
+    /// How loading it went.
+    pub loads: Loads,
+    /// Nodes that had it, and those of them whose circuit breaker took it out of service.
+    pub breakers: Breakers,
+    /// What was seen of it in this stage; `None` before the first stage.
+    pub watch: Option<Cow<'a, Watch>>,
+}
+
+/// Nodes that tried to load the candidate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loads {
+    /// Nodes that may try it.
+    pub nodes: u64,
+    /// Of these, nodes that gave up on it.
+    pub failed: u64,
+}
+
+/// Circuit breakers: failures one after another, told at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breakers {
+    /// Nodes that may try the candidate.
+    pub nodes: u64,
+    /// Of these, nodes whose breaker opened in this stage.
+    pub opened: BTreeSet<NodeId>,
+}
+
+impl Evidence<'_> {
+    /// What a record keeps of it: enough for the same verdict.
+    #[must_use]
+    pub fn abridged(&self) -> Evidence<'static> {
+        Evidence {
+            loads: self.loads,
+            breakers: self.breakers.clone(),
+            watch: self.watch.as_ref().map(|w| Cow::Owned(w.abridged())),
+        }
+    }
+}
+
 /// Holds the evidence to the policy.
 #[must_use]
 pub fn judge(policy: &Policy, evidence: &Evidence<'_>) -> Verdict {
-    let mut findings = vec![loads(policy, evidence.loads)];
-    if let Some(candidate) = evidence.candidate {
-        let stage = Bench {
-            policy,
-            candidate,
-            baseline: &evidence.baseline,
-        };
-        findings.extend(stage.findings(evidence.shadow));
-        findings.extend(recent(policy, candidate, evidence));
+    let mut findings = vec![loads(evidence.loads)];
+    let mut blamed = None;
+    if let Some(watch) = evidence.watch.as_deref() {
+        findings.extend(breakers(&evidence.breakers));
+        for (index, rule) in watch.rules.iter().enumerate() {
+            let bench = Bench {
+                policy,
+                watch,
+                line: &watch.all,
+                segment: None,
+            };
+            let (finding, blames) = bench.hold(index, rule);
+            findings.push(finding);
+            blamed = blamed.or(blames);
+            let Some(bench) = Bench::of_loudest_segment(policy, watch, index, rule) else {
+                continue;
+            };
+            let (finding, blames) = bench.hold(index, rule);
+            // A segment can break a rule, and never holds the gate.
+            if finding.outcome == Outcome::Fail || blames.is_some() {
+                findings.push(finding);
+                blamed = blamed.or(blames);
+            }
+        }
+        findings.extend(outcomes::findings(policy, watch));
     }
-    Verdict::of(findings)
+    Verdict {
+        blamed,
+        ..Verdict::of(findings)
+    }
 }
 
-/// What the last checks alone say, if they are not all of the stage.
-fn recent(policy: &Policy, stage: &Counts, evidence: &Evidence<'_>) -> Vec<Finding> {
-    let Recent { candidate, stable } = evidence.recent;
-    if candidate == stage {
-        return Vec::new();
-    }
-    let concurrent = Baseline::Concurrent(stable);
-    let bench = Bench {
-        policy,
-        candidate,
-        baseline: match evidence.baseline {
-            Baseline::Concurrent(_) => &concurrent,
-            Baseline::Remembered(_) | Baseline::Nothing => &evidence.baseline,
-        },
+/// Whether a verdict follows from the evidence in its record. Numbers may differ in the last
+/// digits that a record keeps.
+#[must_use]
+pub fn follows(policy: &Policy, evidence: &Evidence<'_>, verdict: &Verdict) -> bool {
+    let again = judge(policy, evidence);
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(1.0);
+    let alike = |a: &Finding, b: &Finding| {
+        let evidence = |f: &Finding| f.test.as_ref().map_or(0.0, |test| test.log_e);
+        (a.metric, a.outcome, &a.rule, &a.segment) == (b.metric, b.outcome, &b.rule, &b.segment)
+            && near(evidence(a), evidence(b))
     };
-    let mut findings = bench.findings(evidence.shadow);
-    findings.retain(|finding| finding.outcome != Outcome::Insufficient);
-    for finding in &mut findings {
-        finding.rule.push_str(" (recent)");
-    }
-    findings
+    again.outcome == verdict.outcome
+        && again.findings.len() == verdict.findings.len()
+        && again
+            .findings
+            .iter()
+            .zip(&verdict.findings)
+            .all(|(a, b)| alike(a, b))
 }
 
 /// One bad node is not a bad candidate; two are, and so is the only one.
-fn loads(policy: &Policy, loads: Loads) -> Finding {
-    let limit = if loads.nodes == 1 { 1 } else { 2 };
-    let finding = Finding {
-        metric: Metric::LoadFailures,
-        outcome: Outcome::Insufficient,
-        candidate: Some(count(loads.failed)),
-        stable: None,
-        threshold: count(limit),
-        candidate_samples: loads.nodes,
-        stable_samples: 0,
-        rule: format!("fewer than {limit} nodes fail to load it"),
-    };
-    rule::decided(policy, finding)
+fn loads(loads: Loads) -> Finding {
+    let rule = "nodes fail to load it";
+    of_nodes(Metric::LoadFailures, loads.failed, loads.nodes, rule)
 }
 
+/// Only told where one opened: there is nothing to wait for.
+fn breakers(breakers: &Breakers) -> Option<Finding> {
+    let opened = breakers.opened.len() as u64;
+    let rule = "nodes take it out of service after failures one after another";
+    (opened > 0).then(|| of_nodes(Metric::Breakers, opened, breakers.nodes, rule))
+}
+
+fn of_nodes(metric: Metric, failed: u64, nodes: u64, rule: &str) -> Finding {
+    let limit = if nodes == 1 { 1 } else { 2 };
+    Finding {
+        metric,
+        outcome: if failed >= limit {
+            Outcome::Fail
+        } else {
+            Outcome::Pass
+        },
+        candidate: Some(count(failed)),
+        stable: None,
+        threshold: count(limit),
+        candidate_samples: nodes,
+        stable_samples: 0,
+        rule: format!("fewer than {limit} {rule}"),
+        segment: None,
+        test: None,
+    }
+}
+
+/// Where a rule is held against all requests, or those of one segment.
 struct Bench<'a> {
     policy: &'a Policy,
-    candidate: &'a Counts,
-    baseline: &'a Baseline<'a>,
+    watch: &'a Watch,
+    line: &'a Line,
+    segment: Option<&'a str>,
 }
 
 /// A value and the requests that it rests on.
@@ -162,89 +220,101 @@ struct Measured {
     samples: u64,
 }
 
-impl Bench<'_> {
-    fn findings(&self, shadow: bool) -> Vec<Finding> {
-        let agreement = shadow.then(|| self.agreement()).flatten();
-        self.absolute()
-            .chain(self.multiples())
-            .chain(agreement)
-            .collect()
-    }
-
-    fn absolute(&self) -> impl Iterator<Item = Finding> {
-        let policy = self.policy;
-        let limits = [
-            (Metric::ErrorRate, policy.error_rate_max),
-            (Metric::LatencyP50, policy.latency_p50_max_ms),
-            (Metric::LatencyP95, policy.latency_p95_max_ms),
-            (Metric::LatencyP99, policy.latency_p99_max_ms),
-        ];
-        limits.into_iter().filter_map(|(metric, limit)| {
-            let limit = limit?;
-            let rule = if metric == Metric::ErrorRate {
-                format!("at most {} % of requests fail", percent(limit))
-            } else {
-                format!("{metric} at most {limit}")
-            };
-            Some(self.finding(metric, measure(metric, self.candidate), None, limit, rule))
+impl<'a> Bench<'a> {
+    /// The segment with the most evidence against a multiple; the worst decides.
+    fn of_loudest_segment(
+        policy: &'a Policy,
+        watch: &'a Watch,
+        index: usize,
+        rule: &Rule,
+    ) -> Option<Self> {
+        if rule.kind != Kind::Multiple {
+            return None;
+        }
+        let loudness = |line: &Line| line.battery.log_e(index);
+        let loudest = watch
+            .segments
+            .iter()
+            .max_by(|a, b| loudness(a.1).total_cmp(&loudness(b.1)))?;
+        Some(Self {
+            policy,
+            watch,
+            line: loudest.1,
+            segment: Some(loudest.0),
         })
     }
 
-    fn multiples(&self) -> impl Iterator<Item = Finding> {
+    /// The finding, and the node that alone is to blame.
+    fn hold(&self, index: usize, rule: &Rule) -> (Finding, Option<NodeId>) {
         let policy = self.policy;
-        let latency = policy.latency_multiplier_max.map(|multiple| {
-            let rule = format!(
-                "p95 at most {multiple} x stable (differences under {LATENCY_NOISE_MS} ms do not count)"
-            );
-            self.multiple(Metric::LatencyP95, multiple, rule)
-        });
-        let errors = policy.error_multiplier_max.map(|multiple| {
-            let rule = format!(
-                "error rate at most {multiple} x stable (counted above {} %)",
-                percent(rule::error_floor(policy))
-            );
-            self.multiple(Metric::ErrorRate, multiple, rule)
-        });
-        latency.into_iter().chain(errors).flatten()
-    }
-
-    fn multiple(&self, metric: Metric, multiple: f64, rule: String) -> Option<Finding> {
-        let stable = match self.baseline {
-            Baseline::Nothing => return None,
-            Baseline::Concurrent(counts) => measure(metric, counts),
-            Baseline::Remembered(findings) => remembered(metric, findings),
+        let seen = measure(rule.metric, &self.line.seen.candidate);
+        let stable = match rule.kind {
+            Kind::Limit => None,
+            Kind::Multiple => Some(measure(rule.metric, &self.line.seen.stable)),
+            Kind::Remembered { stable, samples } => Some(Measured {
+                value: Some(stable),
+                samples,
+            }),
         };
-        let seen = measure(metric, self.candidate);
-        let limit = stable.value.unwrap_or_default() * multiple;
-        Some(self.finding(metric, seen, Some(stable), limit, rule))
-    }
-
-    fn agreement(&self) -> Option<Finding> {
-        let least = self.policy.agreement_min?;
-        let seen = measure(Metric::Agreement, self.candidate);
-        let rule = format!("at least {} % of shadowed answers agree", percent(least));
-        Some(self.finding(Metric::Agreement, seen, None, least, rule))
-    }
-
-    fn finding(
-        &self,
-        metric: Metric,
-        seen: Measured,
-        stable: Option<Measured>,
-        threshold: f64,
-        rule: String,
-    ) -> Finding {
+        let threshold = rule.threshold(policy, stable.and_then(|s| s.value));
+        let (test, worst) = self.test(index, rule);
+        let proven = test.log_e >= test.log_e_needed;
+        let needed = LEFT_WITHOUT_WORST * test.log_e_needed;
+        let alone = test.log_e_without_worst.is_some_and(|left| left < needed);
+        let blamed = worst
+            .filter(|_| proven && alone)
+            .and_then(|group| self.watch.culprit(self.line, index, group));
+        let keeps = seen.value.is_some_and(|value| match rule.metric {
+            Metric::Agreement => self.agreement_is_certain(rule.most),
+            _ => value <= threshold,
+        });
+        let enough = seen.samples >= policy.min_requests
+            && (rule.kind != Kind::Multiple
+                || stable.is_some_and(|s| s.samples >= policy.min_requests));
+        let outcome = if proven && !alone {
+            Outcome::Fail
+        } else if keeps && enough && !proven {
+            Outcome::Pass
+        } else {
+            Outcome::Insufficient
+        };
         let finding = Finding {
-            metric,
-            outcome: Outcome::Insufficient,
+            metric: rule.metric,
+            outcome,
             candidate: seen.value,
             stable: stable.and_then(|s| s.value),
             threshold,
             candidate_samples: seen.samples,
             stable_samples: stable.map_or(0, |s| s.samples),
-            rule,
+            rule: rule.to_string(),
+            segment: self.segment.map(str::to_owned),
+            test: Some(test),
         };
-        rule::decided(self.policy, finding)
+        (finding, blamed)
+    }
+
+    /// The evidence, and the group of nodes that says most if there is enough of it.
+    fn test(&self, index: usize, rule: &Rule) -> (Test, Option<usize>) {
+        let part = rule.part(&self.watch.rules, self.segment.is_some());
+        let log_e = self.line.battery.log_e(index);
+        let log_e_needed = -(self.policy.alpha * part).ln();
+        let worst = (log_e >= log_e_needed)
+            .then(|| {
+                self.line
+                    .without_worst(self.policy, &self.watch.rules, index)
+            })
+            .flatten();
+        let test = Test {
+            log_e,
+            log_e_needed,
+            log_e_without_worst: worst.map(|(left, _)| left),
+        };
+        (test, worst.map(|(_, group)| group))
+    }
+
+    fn agreement_is_certain(&self, least: f64) -> bool {
+        let seen = &self.line.seen.candidate;
+        agreement::interval(seen.agreed, seen.compared, PASS_ALPHA).0 >= least
     }
 }
 
@@ -258,36 +328,14 @@ fn measure(metric: Metric, counts: &Counts) -> Measured {
             value: share(counts.failures(), counts.requests),
             samples: counts.requests,
         },
-        Metric::LatencyP50 => quantile(0.5),
-        Metric::LatencyP95 => quantile(0.95),
-        Metric::LatencyP99 => quantile(0.99),
         Metric::Agreement => Measured {
             value: share(counts.agreed, counts.compared),
             samples: counts.compared,
         },
-        Metric::LoadFailures => Measured {
-            value: None,
-            samples: 0,
-        },
+        Metric::LatencyP50 => quantile(0.5),
+        Metric::LatencyP99 => quantile(0.99),
+        _ => quantile(0.95),
     }
-}
-
-/// What earlier findings say of stable.
-fn remembered(metric: Metric, findings: &[Finding]) -> Measured {
-    let of_metric = findings.iter().filter(|f| f.metric == metric);
-    of_metric
-        .filter(|f| f.stable.is_some())
-        .max_by_key(|f| f.stable_samples)
-        .map_or(
-            Measured {
-                value: None,
-                samples: 0,
-            },
-            |f| Measured {
-                value: f.stable,
-                samples: f.stable_samples,
-            },
-        )
 }
 
 fn share(part: u64, whole: u64) -> Option<f64> {
@@ -301,11 +349,6 @@ const fn count(n: u64) -> f64 {
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-/// A fraction in percent, without the noise of binary fractions.
-fn percent(fraction: f64) -> f64 {
-    (fraction * 1e8).round() / 1e6
 }
 
 #[cfg(test)]

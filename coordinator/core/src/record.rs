@@ -15,6 +15,7 @@ use rollcall_shared::version::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::input::{Actor, TokenKind};
+use crate::judge::Evidence;
 
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,6 +149,18 @@ pub enum Event {
     /// The plan had no full stage and is through: the candidate is let go, not withdrawn.
     RolloutFinished {
         rollout: RolloutId,
+        generation: Generation,
+        verdict: Verdict,
+    },
+    /// What the decision in the record that follows rests on: the same verdict comes of it again.
+    Judged {
+        rollout: RolloutId,
+        evidence: Box<Evidence<'static>>,
+    },
+    /// One node alone is to blame: it goes on without the candidate, and the rollout without it.
+    CandidateBarred {
+        rollout: RolloutId,
+        node: NodeId,
         generation: Generation,
         verdict: Verdict,
     },

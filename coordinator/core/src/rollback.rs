@@ -301,14 +301,8 @@ impl Coordinator {
         let Some(rollout) = live.filter(|r| Some(r.candidate) == stable) else {
             return;
         };
-        let event = Event::RolloutFinished {
-            rollout: rollout.id,
-            generation: self.state.next_generation(model),
-            verdict: self.judge_now(rollout, turn.now),
-        };
-        self.trials.remove(&rollout.id);
-        self.record(turn, Actor::System, event);
-        turn.changed(model);
+        let (id, verdict) = (rollout.id, self.judge_now(rollout));
+        self.finish(turn, id, verdict);
     }
 
     pub(crate) fn note_rollback_receipt(

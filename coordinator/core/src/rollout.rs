@@ -6,6 +6,9 @@
 //! the next stage waits for ([`gates`]), and goes on when the answer is nothing. It runs every
 //! `check_every`, at the end of a hold, and when something happens that a gate waits for.
 //!
+//! A node that alone is to blame loses the candidate, and the stage goes on without it, with
+//! fresh evidence. What is decided stands in the journal behind what it was decided on.
+//!
 //! What is durable of a rollout is [`crate::state::Rollout`]; a [`Trial`] is the evidence of
 //! its current stage, which a restart empties: the stage then needs fresh numbers, its hold
 //! goes on.
@@ -18,8 +21,8 @@ mod trial;
 
 use std::time::Duration;
 
-use rollcall_shared::ids::{ModelName, RolloutId};
-use rollcall_shared::plan::StageMode;
+use rollcall_shared::ids::{ModelName, NodeId, RolloutId};
+use rollcall_shared::plan::{StageMode, Strategy};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::verdict::{Outcome, Verdict};
 
@@ -48,9 +51,7 @@ impl Coordinator {
     /// After a restart: every live rollout is looked at as soon as time passes.
     pub(crate) fn resume_trials(&mut self, now: Timestamp) {
         let live = self.state.live_rollouts();
-        self.trials = live
-            .map(|r| (r.id, Trial::new(r.plan.policy.check_every, now)))
-            .collect();
+        self.trials = live.map(|r| (r.id, self.new_trial(r, now))).collect();
     }
 
     /// Judges a live rollout, and goes on if nothing keeps it.
@@ -73,16 +74,30 @@ impl Coordinator {
 
     /// The verdict now; `None` when the rollout is over, because of it or before.
     fn judge_or_withdraw(&mut self, turn: &mut Turn, id: RolloutId) -> Option<Verdict> {
+        if let Some(trial) = self.trials.get_mut(&id) {
+            trial.end_interval(turn.now);
+        }
         let rollout = self.state.rollouts.get(&id).filter(|r| r.is_live())?;
-        let verdict = self.judge_now(rollout, turn.now);
+        let mut verdict = self.judge_now(rollout);
         let next_check = turn.now + rollout.plan.policy.check_every;
         let hold_end = hold_end(rollout).filter(|end| *end > turn.now);
+        // An A/A rollout compares a version with itself: this is the judge's error.
+        if verdict.outcome == Outcome::Fail && rollout.plan.strategy == Strategy::Aa {
+            self.record_evidence(turn, id);
+            self.finish(turn, id, verdict);
+            return None;
+        }
         if verdict.outcome == Outcome::Fail {
             let stage = rollout.stage_plan().map_or("staging", |s| s.name.as_str());
             let stage = stage.to_owned();
             let target = Target::candidate_of(rollout);
+            self.record_evidence(turn, id);
             self.withdraw(turn, Actor::System, target, Cause::Judge { stage, verdict });
             return None;
+        }
+        if let Some(node) = verdict.blamed.clone() {
+            self.bar(turn, id, node, verdict);
+            verdict = self.judge_now(self.state.rollouts.get(&id)?);
         }
         if let Some(trial) = self.trials.get_mut(&id) {
             trial.verdict = Some(verdict.clone());
@@ -152,17 +167,81 @@ impl Coordinator {
                 verdict,
             }
         };
+        self.record_evidence(turn, id);
         self.record(turn, passage.actor, event);
         turn.changed(&model);
         self.forget_unassigned(&model);
         self.trials.remove(&id);
         let rollout = self.state.rollouts.get(&id).filter(|r| r.is_live());
         if let Some(rollout) = rollout {
-            let check_every = rollout.plan.policy.check_every;
-            let mut trial = Trial::new(check_every, turn.now);
-            let next_check = turn.now + check_every;
+            let mut trial = self.new_trial(rollout, turn.now);
+            let next_check = turn.now + rollout.plan.policy.check_every;
             trial.wake_at = hold_end(rollout).map_or(next_check, |end| end.min(next_check));
             self.trials.insert(id, trial);
+        }
+    }
+
+    /// Puts down what the decision that follows rests on, so that anybody can recompute it.
+    fn record_evidence(&mut self, turn: &mut Turn, id: RolloutId) {
+        let Some(rollout) = self.state.rollouts.get(&id) else {
+            return;
+        };
+        if rollout.stage.is_none() {
+            return; // only loading was judged: its counts are in the verdict
+        }
+        let evidence = Box::new(self.evidence(rollout).abridged());
+        let rollout = id;
+        self.record(turn, Actor::System, Event::Judged { rollout, evidence });
+    }
+
+    /// Takes the candidate from one node, for this rollout. What was seen so far is mixed with
+    /// that node's: evidence starts again.
+    fn bar(&mut self, turn: &mut Turn, id: RolloutId, node: NodeId, verdict: Verdict) {
+        let Some(rollout) = self.state.rollouts.get(&id) else {
+            return;
+        };
+        let model = rollout.model.clone();
+        let generation = self.state.next_generation(&model);
+        self.record_evidence(turn, id);
+        let event = Event::CandidateBarred {
+            rollout: id,
+            node,
+            generation,
+            verdict,
+        };
+        self.record(turn, Actor::System, event);
+        turn.changed(&model);
+        if let Some(rollout) = self.state.rollouts.get(&id) {
+            let trial = self.new_trial(rollout, turn.now);
+            self.trials.insert(id, trial);
+        }
+    }
+
+    /// Ends a rollout, and nothing is withdrawn.
+    pub(crate) fn finish(&mut self, turn: &mut Turn, id: RolloutId, verdict: Verdict) {
+        let Some(rollout) = self.state.rollouts.get(&id) else {
+            return;
+        };
+        let model = rollout.model.clone();
+        let event = Event::RolloutFinished {
+            rollout: id,
+            generation: self.state.next_generation(&model),
+            verdict,
+        };
+        self.record(turn, Actor::System, event);
+        turn.changed(&model);
+        self.forget_unassigned(&model);
+        self.trials.remove(&id);
+    }
+
+    /// A node's breaker opened: told at once, outside of reports.
+    pub(crate) fn on_breaker(&mut self, turn: &mut Turn, node: &NodeId, model: &ModelName) {
+        let Some(id) = self.state.live_rollout(model).map(|r| r.id) else {
+            return;
+        };
+        if let Some(trial) = self.trials.get_mut(&id) {
+            trial.breakers.insert(node.clone());
+            self.step(turn, id);
         }
     }
 

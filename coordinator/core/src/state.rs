@@ -156,6 +156,9 @@ pub(crate) struct Rollout {
     pub(crate) stage: Option<StageNow>,
     /// Gates of the next stage that are approved, and by whom.
     pub(crate) approvals: BTreeMap<String, Actor>,
+    /// Nodes that go on without the candidate.
+    #[serde(default)]
+    pub(crate) barred: BTreeSet<NodeId>,
     pub(crate) history: Vec<HistoryEntry>,
 }
 

@@ -190,6 +190,13 @@ pub enum WaitingOn {
         /// Requests needed.
         need: u64,
     },
+    /// The estimate breaks a rule, and it is not proven: more requests will tell.
+    Evidence {
+        /// What is measured.
+        metric: Metric,
+        /// The rule.
+        rule: String,
+    },
     /// Somebody must approve the next stage.
     Approval {
         /// In which role.
@@ -240,6 +247,10 @@ pub enum Step {
     Withdrawn {
         generation: Generation,
         cause: Cause,
+    },
+    Barred {
+        node: NodeId,
+        verdict: Verdict,
     },
     Settled,
     Promoted {

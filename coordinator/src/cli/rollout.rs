@@ -94,6 +94,9 @@ pub(super) enum Rollout {
     Explain {
         /// E.g. r-7.
         rollout: RolloutId,
+        /// Show the verdicts that come of the evidence here and now, too
+        #[arg(long)]
+        recompute: bool,
     },
 }
 
@@ -139,7 +142,10 @@ impl Rollout {
                 )
                 .await
             }
-            Self::Explain { rollout } => explain::run(&fetch(client, rollout).await?, output),
+            Self::Explain { rollout, recompute } => {
+                let view = fetch(client, rollout).await?;
+                explain::run(client, &view, output, recompute).await
+            }
         }
     }
 }
@@ -240,6 +246,7 @@ fn waiting_kind(waiting: &WaitingOn) -> String {
     match waiting {
         WaitingOn::Hold { .. } => "hold".to_owned(),
         WaitingOn::Samples { metric, .. } => format!("samples for {metric}"),
+        WaitingOn::Evidence { metric, .. } => format!("evidence for {metric}"),
         WaitingOn::Nodes { .. }
         | WaitingOn::NoNodes
         | WaitingOn::Approval { .. }
@@ -266,6 +273,9 @@ pub(super) fn waiting_text(waiting: &WaitingOn) -> String {
             need,
         } => {
             format!("{metric}: {have} of {need} requests of {role:?} seen")
+        }
+        WaitingOn::Evidence { metric, rule } => {
+            format!("{metric}: neither proven nor within {rule:?}; more requests will tell")
         }
         WaitingOn::Approval { role } => format!("approval by {role}"),
         WaitingOn::Paused => "somebody to resume it".to_owned(),
@@ -350,18 +360,18 @@ fn text(rollout: &RolloutView) -> String {
     let verdict = rollout
         .verdict
         .as_ref()
-        .map(verdict_text)
+        .map(|verdict| verdict_text(rollout, verdict))
         .unwrap_or_default();
     let rollback = rollout.rollback.as_ref();
     let rollback = rollback.map_or_else(String::new, |r| format!("\n{}", receipts::summary(r)));
     format!("{head}\n{stages}{verdict}{rollback}\n{}", history(rollout))
 }
 
-fn verdict_text(verdict: &Verdict) -> String {
+fn verdict_text(rollout: &RolloutView, verdict: &Verdict) -> String {
     format!(
         "\nLast verdict: {:?}\n{}",
         verdict.outcome,
-        explain::findings(verdict)
+        explain::findings(&rollout.plan.policy, verdict)
     )
 }
 
@@ -405,6 +415,7 @@ pub(super) fn step_text(step: &Step) -> String {
                 explain::cause(cause)
             )
         }
+        Step::Barred { node, .. } => format!("took the candidate from {node}, alone to blame"),
         Step::Settled => "every node answered or is fenced".to_owned(),
         Step::Promoted { .. } => "promoted to stable".to_owned(),
         Step::Finished { .. } => "finished".to_owned(),

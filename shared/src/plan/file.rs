@@ -10,7 +10,9 @@ use super::order::{check_stages, ready_made_stages};
 use super::{CohortSize, Plan, PlanError, Policy, Preset, Stage, StageMode, Strategy};
 use crate::assignment::Share;
 use crate::ids::ModelName;
-use crate::limits::{LABELS_MAX, LEASE_MAX, LEASE_MIN, PLAN_BYTES_MAX, TEXT_BYTES_MAX};
+use crate::limits::{
+    KPIS_MAX, LABELS_MAX, LEASE_MAX, LEASE_MIN, NAME_BYTES_MAX, PLAN_BYTES_MAX, TEXT_BYTES_MAX,
+};
 use crate::time::{display_duration, human};
 use crate::version::Version;
 
@@ -45,6 +47,15 @@ struct PolicyFile {
     latency_multiplier_max: Option<f64>,
     agreement_min: Option<f64>,
     min_requests: Option<u64>,
+    alpha: Option<f64>,
+    min_labels: Option<u64>,
+    drift_max: Option<f64>,
+    accuracy_min: Option<f64>,
+    f1_min: Option<f64>,
+    calibration_error_max: Option<f64>,
+    bias_max: Option<f64>,
+    positive_class: Option<String>,
+    kpi_drop_max: BTreeMap<String, f64>,
     check_every: Option<String>,
 }
 
@@ -168,9 +179,52 @@ impl PolicyFile {
             .or(preset.latency_multiplier_max),
             agreement_min: fraction("agreement_min", self.agreement_min)?.or(preset.agreement_min),
             min_requests: self.min_requests.unwrap_or(preset.min_requests).max(1),
+            alpha: match self.alpha {
+                Some(alpha) if !(alpha > 0.0 && alpha <= 0.1) => {
+                    return invalid(format!(
+                        "policy.alpha is {alpha}; it is above 0 and at most 0.1: the probability \
+                         of taking a good candidate back"
+                    ));
+                }
+                alpha => alpha.unwrap_or(preset.alpha),
+            },
+            min_labels: self.min_labels.unwrap_or(preset.min_labels).max(2),
+            drift_max: positive("drift_max", self.drift_max)?,
+            accuracy_min: fraction("accuracy_min", self.accuracy_min)?,
+            f1_min: fraction("f1_min", self.f1_min)?,
+            calibration_error_max: fraction("calibration_error_max", self.calibration_error_max)?,
+            bias_max: fraction("bias_max", self.bias_max)?,
+            positive_class: text("positive_class", self.positive_class)?,
+            kpi_drop_max: kpis(self.kpi_drop_max)?,
             check_every,
         })
     }
+}
+
+fn text(name: &str, value: Option<String>) -> Result<Option<String>, PlanError> {
+    match value {
+        Some(text) if text.len() > TEXT_BYTES_MAX => invalid(format!(
+            "policy.{name} is longer than {TEXT_BYTES_MAX} bytes"
+        )),
+        other => Ok(other),
+    }
+}
+
+fn kpis(drops: BTreeMap<String, f64>) -> Result<BTreeMap<String, f64>, PlanError> {
+    if drops.len() > KPIS_MAX {
+        return invalid(format!(
+            "policy.kpi_drop_max names over {KPIS_MAX} outcomes"
+        ));
+    }
+    for (name, drop) in &drops {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !(0.0..=1.0).contains(drop) {
+            return invalid(format!(
+                "policy.kpi_drop_max: {name:?} = {drop}; write a name of at most {NAME_BYTES_MAX} \
+                 bytes and a fraction from 0 to 1: 0.1 allows a mean 10 % below stable's"
+            ));
+        }
+    }
+    Ok(drops)
 }
 
 fn duration(what: &str, text: Option<&str>) -> Result<Option<Duration>, PlanError> {

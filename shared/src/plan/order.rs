@@ -20,6 +20,10 @@ pub(super) fn ready_made_stages(strategy: Strategy, hold: Duration) -> Vec<Stage
     match strategy {
         Strategy::Direct => vec![full()],
         Strategy::Shadow => vec![shadow()],
+        Strategy::Aa => {
+            let share = Share::from_percent(50.0).unwrap_or(Share::ALL);
+            vec![stage("aa", StageMode::CanaryByRequest { share })]
+        }
         Strategy::Canary => {
             let canaries = [5.0, 25.0, 50.0].map(|percent| {
                 let share = Share::from_percent(percent).unwrap_or(Share::ALL);
@@ -70,6 +74,10 @@ pub(super) fn check_stages(strategy: Strategy, stages: &[Stage]) -> Result<(), P
     let (fits, need) = match strategy {
         Strategy::Direct => (ranks == [2], "one full stage and no other"),
         Strategy::Shadow => (ranks.iter().all(|&rank| rank == 0), "shadow stages only"),
+        Strategy::Aa => (
+            ranks.iter().all(|&rank| rank == 1),
+            "canary stages only: nothing is promoted",
+        ),
         Strategy::Canary => (
             ranks.first() == Some(&0) && ranks.contains(&1) && ranks.last() == Some(&2),
             "a shadow stage first, then at least one canary, and full last",

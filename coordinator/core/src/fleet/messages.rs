@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rollcall_shared::ids::{ConnectionId, Generation, ModelName, NodeId};
 use rollcall_shared::limits::MODELS_PER_NODE_MAX;
-use rollcall_shared::report::{Readiness, ReadyState, Receipt};
+use rollcall_shared::report::{AgentEvent, Readiness, ReadyState, Receipt};
 use rollcall_shared::wire::{FromAgent, Heartbeat, HeartbeatAnswer, ToAgent};
 
 use crate::coordinator::{Coordinator, Turn};
@@ -35,9 +35,17 @@ impl Coordinator {
             FromAgent::Rehearsed(rehearsed) => {
                 self.on_rehearsed(turn, connection, node, rehearsed);
             }
-            // The failures behind a breaker's opening are in the node's reports, where the judge
-            // sees them; an expired lease is what `rollback` reckons with anyway.
-            FromAgent::Event(_) => {}
+            FromAgent::Event(AgentEvent::BreakerOpened { model, rollout, .. }) => {
+                let live = self.state.live_rollout(&model).map(|r| r.id);
+                if live == Some(rollout) {
+                    self.on_breaker(turn, node, &model);
+                }
+            }
+            // A breaker that closes says that a probe came through, which the counts say too; an
+            // expired lease is what `rollback` reckons with anyway.
+            FromAgent::Event(
+                AgentEvent::BreakerClosed { .. } | AgentEvent::LeaseExpired { .. },
+            ) => {}
         }
     }
 

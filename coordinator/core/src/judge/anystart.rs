@@ -24,6 +24,10 @@
 //! `ln(10 t) + 2 ln ln t` nats, and much less where evidence comes slowly, as neighbouring
 //! starts share in it.
 //!
+//! Measured with [`super::rare`], 10 % of traffic, alpha .001, candidate requests until found
+//! (median): 1 % failures that become 5 % need 234 from the start (the plain product too); after
+//! 72,000 good requests 547, where the plain product needs 3,269.
+//!
 //! Holds while every `exp(l_h)` has an expectation of 1 at most given the past. An interval in
 //! which every `l_h` is 0 says nothing and does not count as a start: "the interval after the
 //! last one that said something" is known in advance, so the mixture stays valid, and rare

@@ -125,8 +125,11 @@ impl LatencyTest {
         let (Some(first), Some(last)) = (first, last) else {
             return Vec::new();
         };
-        (first.min(last)..=last + BEYOND)
-            .filter(|k| counterpart(*k).is_some() && counterpart(*k) != counterpart(*k + 1))
+        let end = last + BEYOND;
+        // Of edges with one counterpart the highest says most.
+        let says_most = |k: &usize| *k == end || counterpart(*k) != counterpart(*k + 1);
+        (first.min(last)..=end)
+            .filter(|k| counterpart(*k).is_some() && says_most(k))
             .filter_map(|k| u8::try_from(k).ok())
             .collect()
     }
@@ -142,11 +145,13 @@ impl LatencyTest {
     }
 
     /// The latency of stable at which most of the evidence lies, and how much (nats, as `log_e`):
-    /// to tell people which quantile it is. `None` before any evidence.
+    /// to tell people which quantile it is. The lowest of those that say the same. `None` before
+    /// any evidence.
     #[must_use]
     pub fn loudest(&self) -> Option<(Duration, f64)> {
         self.edges
             .iter()
+            .rev()
             .map(|(k, logs)| (edge(usize::from(*k)), ln_mean(logs)))
             .max_by(|a, b| a.1.total_cmp(&b.1))
     }

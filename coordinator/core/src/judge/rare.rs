@@ -13,8 +13,8 @@
 //! drift from interval to interval; only what happened at the same time is compared. Several
 //! ratios, because nobody knows in advance how broken a candidate is; they share the mass
 //! evenly, and the same with `R < 1` proves the opposite. (Of grids of four to seven ratios,
-//! those here and their neighbours were within 5 % of each other from x1.5 to x50; without 1.25, a
-//! candidate that is worse by a quarter is found late or never.)
+//! all were within 8 % of each other from x1.5 to x50; without a ratio below 1.4, a candidate that
+//! is worse by a quarter is found late or never.)
 //!
 //! Source: the conditional binomial e-process; Lindon & Malek (NeurIPS 2022, arXiv 2011.03567)
 //! give its relative with a Beta prior.

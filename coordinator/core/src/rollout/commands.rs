@@ -8,8 +8,8 @@ use crate::coordinator::{Coordinator, Turn};
 use crate::effect::{Done, Refusal};
 use crate::input::Actor;
 use crate::record::Event;
+use crate::rollout::Passage;
 use crate::rollout::gates::missing_approvals;
-use crate::rollout::{Passage, Trial};
 use crate::state::{Model, RegisteredVersion};
 use crate::view::WaitingOn;
 
@@ -27,7 +27,6 @@ impl Coordinator {
         }
         let (stable, candidate) = (model.stable, version.version);
         let rollout = RolloutId(self.state.next_rollout);
-        let trial = Trial::new(plan.policy.check_every, turn.now);
         turn.changed(&plan.model);
         let event = Event::RolloutStarted {
             rollout,
@@ -38,7 +37,10 @@ impl Coordinator {
             plan,
         };
         self.record(turn, actor.clone(), event);
-        self.trials.insert(rollout, trial);
+        if let Some(begun) = self.state.rollouts.get(&rollout) {
+            let trial = self.new_trial(begun, turn.now);
+            self.trials.insert(rollout, trial);
+        }
         self.step(turn, rollout);
         Ok(Done::Started(rollout))
     }
@@ -69,6 +71,11 @@ impl Coordinator {
                 "{} has no stable version to compare with: its first version needs \
                  strategy = \"direct\"",
                 plan.model
+            )
+        } else if plan.strategy == Strategy::Aa && !is_a_copy(model, version) {
+            format!(
+                "strategy = \"aa\" compares stable with itself: push the files of stable once more \
+                 under a new version number; those of {name} differ"
             )
         } else {
             return Ok((model, version));
@@ -121,6 +128,7 @@ impl Coordinator {
                 | WaitingOn::Nodes { .. }
                 | WaitingOn::NoNodes
                 | WaitingOn::Samples { .. }
+                | WaitingOn::Evidence { .. }
                 | WaitingOn::Paused
                 | WaitingOn::CandidateFailed { .. } => None,
             })
@@ -149,6 +157,12 @@ impl Coordinator {
         self.go_on(turn, id, passage);
         Ok(Done::Done)
     }
+}
+
+/// Whether a version has the very files of stable.
+fn is_a_copy(model: &Model, version: &RegisteredVersion) -> bool {
+    let stable = model.stable.and_then(|v| model.versions.get(&v.version));
+    stable.is_some_and(|stable| stable.manifest.files == version.manifest.files)
 }
 
 #[cfg(test)]

@@ -6,17 +6,24 @@
 //! of a shadow, the same nodes. Where the candidate answers everything there is no stable left
 //! to measure: then what earlier verdicts of this rollout recorded of stable counts.
 
+use std::borrow::Cow;
+
 use rollcall_shared::assignment::Share;
 use rollcall_shared::ids::{ConnectionId, NodeId};
+use rollcall_shared::limits::{CLASSES_MAX, KPIS_MAX, NAME_BYTES_MAX, SEGMENTS_MAX};
 use rollcall_shared::plan::StageMode;
-use rollcall_shared::report::{Counts, ReadyState, Report, Role, Series};
+use rollcall_shared::report::{
+    CALIBRATION_BINS, Counts, ReadyState, Report, Role, SCORE_BINS, Series,
+};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::verdict::{Finding, Verdict};
 
 use crate::coordinator::Coordinator;
-use crate::judge::{Baseline, Evidence, Loads, Recent, judge};
+use crate::judge::rules::{Baseline, rules};
+use crate::judge::watch::{Arm, Watch};
+use crate::judge::{Breakers, Evidence, Loads, judge};
 use crate::rollout::gates::matches;
-use crate::rollout::trial::Seen;
+use crate::rollout::trial::Trial;
 use crate::state::{Rollout, StageNow};
 use crate::view::Step;
 
@@ -37,26 +44,22 @@ impl Coordinator {
         presence.last_seen = now;
         presence.resources = Some(report.resources);
         for series in report.series {
-            if !is_plausible(&series.counts) {
+            if !is_plausible(&series) {
                 continue;
             }
             let Some(rollout) = self.state.live_rollout(&series.model) else {
                 continue;
             };
-            let on_trial = self.is_on_trial(rollout, &series);
-            let is_baseline = self.is_baseline(rollout, node, &series);
-            let Some(trial) = self.trials.get_mut(&rollout.id) else {
-                continue;
-            };
-            let mut seen = Seen::default();
-            if on_trial {
-                seen.candidate = series.counts;
-            } else if is_baseline {
-                seen.stable = series.counts;
+            let arm = if self.is_on_trial(rollout, &series) {
+                Arm::Candidate
+            } else if self.is_baseline(rollout, node, &series) {
+                Arm::Stable
             } else {
                 continue;
+            };
+            if let Some(trial) = self.trials.get_mut(&rollout.id) {
+                trial.see(node, arm, &series, now);
             }
-            trial.see(&seen, now);
         }
     }
 
@@ -94,42 +97,54 @@ impl Coordinator {
                 !in_cohort && self.labels(node).is_some_and(|l| matches(l, selector))
             }
             StageMode::Shadow { .. } | StageMode::CanaryByRequest { .. } | StageMode::Full => {
-                self.may_try(node)
+                self.may_try(node) && !rollout.barred.contains(node)
             }
         };
         same_kind && series.role == Role::Stable && Some(series.version) == stable
     }
 
-    /// What the judge says of a live rollout now.
-    pub(crate) fn judge_now(&self, rollout: &Rollout, now: Timestamp) -> Verdict {
-        let trial = self.trials.get(&rollout.id);
-        let nothing = Seen::default();
-        let stage = trial.map_or(&nothing, |t| &t.stage);
-        let recent = trial.map(|t| t.recent(now)).unwrap_or_default();
+    /// A trial of the stage that a rollout is in.
+    pub(crate) fn new_trial(&self, rollout: &Rollout, now: Timestamp) -> Trial {
         let mode = rollout.stage_plan().map(|s| &s.mode);
         let has_stable = self
             .state
             .models
             .get(&rollout.model)
             .is_some_and(|m| m.stable.is_some());
+        let recorded = recorded_findings(rollout);
         let baseline = if !has_stable {
             Baseline::Nothing
         } else if self.answers_everything(rollout) {
-            Baseline::Remembered(recorded_findings(rollout))
+            Baseline::Remembered(&recorded)
         } else {
-            Baseline::Concurrent(&stage.stable)
+            Baseline::Concurrent
         };
-        let evidence = Evidence {
-            candidate: mode.is_some().then_some(&stage.candidate),
-            recent: Recent {
-                candidate: &recent.candidate,
-                stable: &recent.stable,
+        let policy = &rollout.plan.policy;
+        let shadow = matches!(mode, Some(StageMode::Shadow { .. }));
+        let rules = rules(policy, &baseline, shadow);
+        Trial::new(Watch::new(policy, rules, shadow), now)
+    }
+
+    /// What a live rollout is judged on now.
+    pub(crate) fn evidence(&self, rollout: &Rollout) -> Evidence<'_> {
+        let trial = self.trials.get(&rollout.id);
+        let loads = self.loads(rollout);
+        let opened = trial.map(|trial| trial.breakers.clone());
+        Evidence {
+            loads,
+            breakers: Breakers {
+                nodes: loads.nodes,
+                opened: opened.unwrap_or_default(),
             },
-            shadow: matches!(mode, Some(StageMode::Shadow { .. })),
-            baseline,
-            loads: self.loads(rollout),
-        };
-        judge(&rollout.plan.policy, &evidence)
+            watch: trial
+                .filter(|_| rollout.stage.is_some())
+                .map(|trial| Cow::Borrowed(&trial.watch)),
+        }
+    }
+
+    /// What the judge says of a live rollout now.
+    pub(crate) fn judge_now(&self, rollout: &Rollout) -> Verdict {
+        judge(&rollout.plan.policy, &self.evidence(rollout))
     }
 
     /// Whether no connected node of the stage's kind still answers with stable.
@@ -154,7 +169,10 @@ impl Coordinator {
     fn loads(&self, rollout: &Rollout) -> Loads {
         let mut loads = Loads::default();
         for (node, presence) in &self.fleet.nodes {
-            if !presence.hosts(&rollout.model) || !self.may_try(node) {
+            if !presence.hosts(&rollout.model)
+                || !self.may_try(node)
+                || rollout.barred.contains(node)
+            {
                 continue;
             }
             let failed = matches!(
@@ -182,6 +200,7 @@ fn recorded_findings(rollout: &Rollout) -> Vec<Finding> {
             | Step::Paused
             | Step::Resumed
             | Step::Approved { .. }
+            | Step::Barred { .. }
             | Step::Withdrawn { .. }
             | Step::Settled
             | Step::Promoted { .. }
@@ -191,14 +210,37 @@ fn recorded_findings(rollout: &Rollout) -> Vec<Finding> {
     findings.filter(|f| f.stable.is_some()).cloned().collect()
 }
 
-/// Whether counts can be what one node saw in one window. A node must not be able to shift a
+/// Whether a series can be what one node saw in one window. A node must not be able to shift a
 /// verdict by numbers that cannot be.
-fn is_plausible(counts: &Counts) -> bool {
-    counts.requests <= REQUESTS_PER_WINDOW_MAX
-        && counts.shed <= REQUESTS_PER_WINDOW_MAX
-        && counts.fallbacks <= REQUESTS_PER_WINDOW_MAX
-        && counts.errors.saturating_add(counts.timeouts) <= counts.requests
-        && counts.latency.count() <= counts.requests
-        && counts.compared <= counts.requests
-        && counts.agreed <= counts.compared
+fn is_plausible(series: &Series) -> bool {
+    let possible = |counts: &Counts| {
+        let quality = &counts.quality;
+        let labelled = quality.labelled.values();
+        counts.requests <= REQUESTS_PER_WINDOW_MAX
+            && counts.shed <= REQUESTS_PER_WINDOW_MAX
+            && counts.fallbacks <= REQUESTS_PER_WINDOW_MAX
+            && counts.errors.saturating_add(counts.timeouts) <= counts.requests
+            && counts.failed_keys <= counts.failures()
+            && counts.latency.count() <= counts.requests
+            && counts.compared <= counts.requests
+            && counts.agreed <= counts.compared
+            && labelled
+                .clone()
+                .all(|class| class.correct <= class.predicted.min(class.actual))
+            && quality.named.len() <= CLASSES_MAX + 1
+            && quality.labelled.len() <= CLASSES_MAX + 1
+            && quality.scores.len() <= SCORE_BINS
+            && quality.calibration.len() <= CALIBRATION_BINS
+            && quality.kpis.len() <= KPIS_MAX
+            && quality.kpis.values().all(|kpi| kpi.squares.is_finite())
+    };
+    let segments = &series.segments;
+    possible(&series.counts)
+        && segments.len() <= SEGMENTS_MAX + 1
+        && segments.iter().all(|segment| {
+            let counts = &segment.counts;
+            possible(counts)
+                && segment.name.len() <= NAME_BYTES_MAX
+                && counts.requests <= series.counts.requests
+        })
 }

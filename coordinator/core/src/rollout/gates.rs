@@ -10,7 +10,7 @@ use rollcall_shared::ids::NodeId;
 use rollcall_shared::plan::{Stage, StageMode, Strategy};
 use rollcall_shared::report::{ReadyState, Role};
 use rollcall_shared::time::Timestamp;
-use rollcall_shared::verdict::{Outcome, Verdict};
+use rollcall_shared::verdict::{Metric, Outcome, Verdict};
 
 use crate::cohort;
 use crate::coordinator::Coordinator;
@@ -133,7 +133,7 @@ fn samples(rollout: &Rollout, verdict: &Verdict) -> Vec<WaitingOn> {
     if rollout.plan.strategy == Strategy::Direct || verdict.outcome != Outcome::Insufficient {
         return Vec::new();
     }
-    let need = rollout.plan.policy.min_requests;
+    let policy = &rollout.plan.policy;
     let shadow = matches!(
         rollout.stage_plan().map(|s| &s.mode),
         Some(StageMode::Shadow { .. })
@@ -145,22 +145,47 @@ fn samples(rollout: &Rollout, verdict: &Verdict) -> Vec<WaitingOn> {
     };
     let mut missing: Vec<WaitingOn> = Vec::new();
     for finding in verdict.decisive() {
-        let (role, have) = if finding.candidate_samples < need {
-            (on_trial, finding.candidate_samples)
+        let need = if rests_on_labels(finding.metric) {
+            policy.min_labels
         } else {
-            (Role::Stable, finding.stable_samples)
+            policy.min_requests
         };
-        let samples = WaitingOn::Samples {
-            metric: finding.metric,
+        let metric = finding.metric;
+        let lacks = |role, have| WaitingOn::Samples {
+            metric,
             role,
             have,
             need,
+        };
+        let samples = if finding.candidate_samples < need {
+            lacks(on_trial, finding.candidate_samples)
+        } else if finding.stable.is_some() && finding.stable_samples < need {
+            lacks(Role::Stable, finding.stable_samples)
+        } else {
+            WaitingOn::Evidence {
+                metric,
+                rule: finding.rule.clone(),
+            }
         };
         if !missing.contains(&samples) {
             missing.push(samples);
         }
     }
     missing
+}
+
+const fn rests_on_labels(metric: Metric) -> bool {
+    match metric {
+        Metric::Accuracy | Metric::F1 | Metric::Calibration | Metric::Bias | Metric::Kpi => true,
+        Metric::ErrorRate
+        | Metric::LatencyP50
+        | Metric::LatencyP95
+        | Metric::LatencyP99
+        | Metric::Agreement
+        | Metric::LoadFailures
+        | Metric::Breakers
+        | Metric::Drift => false,
+    }
 }
 
 pub(crate) fn missing_approvals(rollout: &Rollout) -> impl Iterator<Item = WaitingOn> {

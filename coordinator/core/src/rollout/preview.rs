@@ -27,6 +27,7 @@ impl Coordinator {
             phase: Phase::Live { paused: false },
             stage: None,
             approvals: std::collections::BTreeMap::new(),
+            barred: std::collections::BTreeSet::new(),
             history: Vec::new(),
         };
         let everybody: Vec<NodeId> = self.eligible(&plan.model).map(|(n, _)| n.clone()).collect();

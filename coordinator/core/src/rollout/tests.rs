@@ -30,11 +30,13 @@ fn withdrawn_by_judge(effects: &[Effect]) -> (String, Vec<Metric>) {
     let Effect::Append(records) = &effects[1] else {
         panic!("{effects:?}");
     };
-    match &records[0].event {
+    let is_evidence = matches!(records[0].event, Event::Judged { .. });
+    match &records[records.len() - 1].event {
         Event::Withdrawn {
             cause: Cause::Judge { stage, verdict },
             ..
         } => {
+            assert_eq!(is_evidence, stage != "staging", "{records:?}");
             assert_eq!(verdict.outcome, Outcome::Fail);
             let mut metrics: Vec<Metric> = verdict.decisive().map(|f| f.metric).collect();
             metrics.dedup();
@@ -146,9 +148,17 @@ fn insufficient_evidence_holds_the_gate() {
         have: 99,
         need: 100,
     };
-    let missing = [Metric::ErrorRate, Metric::LatencyP95, Metric::Agreement];
+    let missing = [Metric::ErrorRate, Metric::Agreement, Metric::LatencyP95];
     assert_eq!(world.trip().waiting_on, missing.map(samples).to_vec());
+    // All of 100 agree: that may still be less than 95 %.
     world.report(1, ServingRole::Shadow, 2, good(1));
+    world.pass(1);
+    let waiting_on = world.trip().waiting_on;
+    assert!(
+        matches!(&waiting_on[..], [WaitingOn::Evidence { metric, .. }] if *metric == Metric::Agreement),
+        "{waiting_on:?}"
+    );
+    world.report(1, ServingRole::Shadow, 2, good(30));
     world.pass(1);
     assert_eq!(world.trip().stage_name.as_deref(), Some("canary"));
 }
@@ -209,6 +219,8 @@ fn paused_rollouts_still_roll_back() {
 #[test]
 fn a_slower_candidate_is_withdrawn() {
     let mut world = World::in_shadow(1);
+    world.report(1, ServingRole::Stable, 1, counts(1_000, 0, 5));
+    assert_eq!(world.pass(1), vec![]);
     world.report(1, ServingRole::Shadow, 2, counts(1_000, 0, 50));
     world.report(1, ServingRole::Stable, 1, counts(1_000, 0, 5));
     let effects = world.pass(1);
@@ -361,6 +373,9 @@ fn a_node_cohort_is_compared_with_the_nodes_outside_it() {
     world.report(inside, ServingRole::Candidate, 2, counts(1_000, 0, 50));
     world.report(inside, ServingRole::Stable, 1, counts(1_000, 0, 5));
     assert_eq!(world.pass(1), vec![]);
+    world.report(outside, ServingRole::Stable, 1, counts(1_000, 0, 5));
+    assert_eq!(world.pass(1), vec![]);
+    world.report(inside, ServingRole::Candidate, 2, counts(1_000, 0, 50));
     world.report(outside, ServingRole::Stable, 1, counts(1_000, 0, 5));
     assert_eq!(
         withdrawn_by_judge(&world.pass(1)).1,

@@ -85,6 +85,26 @@ impl State {
             }
             Event::RolloutStarted { .. } => self.start(record)?,
             Event::StageEntered { .. } => self.enter(record)?,
+            // What was decided stands in the record behind it.
+            Event::Judged { rollout, .. } => {
+                self.rollout(record, *rollout)?;
+            }
+            Event::CandidateBarred {
+                rollout,
+                node,
+                generation,
+                verdict,
+            } => {
+                let entry = self.rollout(record, *rollout)?;
+                entry.barred.insert(node.clone());
+                let model = entry.model.clone();
+                self.models.entry(model).or_default().generation = *generation;
+                let step = Step::Barred {
+                    node: node.clone(),
+                    verdict: verdict.clone(),
+                };
+                self.note(record, *rollout, step)?;
+            }
             Event::RolloutPaused { rollout } => {
                 self.rollout(record, *rollout)?.phase = Phase::Live { paused: true };
                 self.note(record, *rollout, Step::Paused)?;
@@ -222,6 +242,7 @@ impl State {
             phase: Phase::Live { paused: false },
             stage: None,
             approvals: std::collections::BTreeMap::new(),
+            barred: std::collections::BTreeSet::new(),
             history: Vec::new(),
         };
         self.rollouts.insert(*rollout, started);

@@ -25,7 +25,7 @@ impl Coordinator {
 
     pub(super) fn rollout_view(&self, rollout: &Rollout, now: Timestamp) -> RolloutView {
         let is_live = rollout.is_live();
-        let verdict_now = is_live.then(|| self.judge_now(rollout, now));
+        let verdict_now = is_live.then(|| self.judge_now(rollout));
         let waiting_on = verdict_now
             .as_ref()
             .map(|verdict| self.waiting_on(rollout, verdict, now))
@@ -86,7 +86,9 @@ fn last_recorded_verdict(rollout: &Rollout) -> Option<rollcall_shared::verdict::
         .rev()
         .find_map(|entry| match &entry.step {
             Step::StageEntered { verdict, .. } => verdict.clone(),
-            Step::Promoted { verdict } | Step::Finished { verdict } => Some(verdict.clone()),
+            Step::Barred { verdict, .. }
+            | Step::Promoted { verdict }
+            | Step::Finished { verdict } => Some(verdict.clone()),
             Step::Withdrawn {
                 cause: crate::record::Cause::Judge { verdict, .. },
                 ..
