@@ -17,6 +17,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use rollcall_coordinator_core::record::{Event, Record};
 use rollcall_coordinator_core::view::{FleetStatus, RollbackFigures, RolloutPhase, RolloutView};
+use rollcall_shared::plan::Strategy;
+use rollcall_shared::verdict::Outcome;
 
 use binned::Binned;
 
@@ -36,6 +38,50 @@ struct Inner {
     fenced: Counter,
     by_model: ByModel,
     handshakes: Family<OutcomeLabel, Counter>,
+    judge: JudgeCounters,
+}
+
+/// How often the judge acts, and how often it is known to be wrong.
+#[derive(Default)]
+struct JudgeCounters {
+    barred: Counter,
+    aa_rollouts: Counter,
+    aa_false_alarms: Counter,
+}
+
+impl JudgeCounters {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "judge_barred_nodes",
+            "Nodes that went on without a candidate because they alone were to blame",
+            self.barred.clone(),
+        );
+        registry.register(
+            "judge_aa_rollouts",
+            "Rollouts that compare stable with itself",
+            self.aa_rollouts.clone(),
+        );
+        registry.register(
+            "judge_aa_false_alarms",
+            "Of these, rollouts in which the judge found a failure: its realised error",
+            self.aa_false_alarms.clone(),
+        );
+    }
+
+    fn observe(&self, event: &Event) {
+        match event {
+            Event::CandidateBarred { .. } => {
+                self.barred.inc();
+            }
+            Event::RolloutStarted { plan, .. } if plan.strategy == Strategy::Aa => {
+                self.aa_rollouts.inc();
+            }
+            Event::RolloutFinished { verdict, .. } if verdict.outcome == Outcome::Fail => {
+                self.aa_false_alarms.inc();
+            }
+            _ => {}
+        }
+    }
 }
 
 /// What the rollbacks of each model came to. Only read from the core at a scrape.
@@ -216,6 +262,8 @@ impl Default for Metrics {
             "Connections that came to the agents' door, by what became of them",
             handshakes.clone(),
         );
+        let judge = JudgeCounters::default();
+        judge.register(&mut registry);
         Self(Arc::new(Inner {
             registry,
             connected,
@@ -228,6 +276,7 @@ impl Default for Metrics {
             fenced,
             by_model,
             handshakes,
+            judge,
         }))
     }
 }
@@ -245,6 +294,7 @@ impl Metrics {
     /// Counts what passes into the journal.
     pub fn observe_records(&self, records: &[Record]) {
         for record in records {
+            self.0.judge.observe(&record.event);
             match &record.event {
                 Event::Withdrawn { .. } => {
                     self.0.withdrawals.inc();

@@ -77,14 +77,30 @@ impl Fleet {
     /// # Errors
     /// When it is not in time.
     pub async fn until_state(&self, id: &str, state: &str) -> Result<Value> {
+        self.until(id, &format!("it is {state}"), |rollout| {
+            rollout["state"] == state
+        })
+        .await
+    }
+
+    /// Waits until a rollout is as asked for.
+    ///
+    /// # Errors
+    /// When it is not in time; with the rollout as it is.
+    pub async fn until(
+        &self,
+        id: &str,
+        what: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let show = || self.cluster.json::<Value>(&["rollout", "show", id]);
-        self.cluster
-            .until(
-                &format!("{id} is {state}"),
-                || Ok(show()?["state"] == state),
-            )
-            .await?;
-        show()
+        let waited = self
+            .cluster
+            .until(&format!("{id}: {what}"), || Ok(holds(&show()?)))
+            .await;
+        let now = show()?;
+        waited.with_context(|| format!("{now:#}"))?;
+        Ok(now)
     }
 
     /// Waits until a rollout runs in the stage of that name.

@@ -8,7 +8,8 @@
 //! after ten requests.
 //!
 //! A rule passes when its estimate keeps to it and rests on `min_requests`, and holds the gate
-//! otherwise: missing data is neither a pass nor a failure.
+//! otherwise: missing data is neither a pass nor a failure. A shadow's latency holds the gate and
+//! never fails a candidate: it runs at low priority.
 //!
 //! One bad node is not a bad candidate. Half of the evidence (of its logarithm) must be left
 //! when any one group of nodes is left out ([`history`]). If it is not, the verdict blames the
@@ -258,7 +259,9 @@ impl<'a> Bench<'a> {
         };
         let threshold = rule.threshold(policy, stable.and_then(|s| s.value));
         let (test, worst) = self.test(index, rule);
-        let proven = test.log_e >= test.log_e_needed;
+        // A shadow runs at low priority: what it takes says as much of the host as of the version.
+        let is_fair = !self.watch.shadow || !is_latency(rule.metric);
+        let proven = is_fair && test.log_e >= test.log_e_needed;
         let needed = LEFT_WITHOUT_WORST * test.log_e_needed;
         let alone = test.log_e_without_worst.is_some_and(|left| left < needed);
         let blamed = worst
@@ -316,6 +319,13 @@ impl<'a> Bench<'a> {
         let seen = &self.line.seen.candidate;
         agreement::interval(seen.agreed, seen.compared, PASS_ALPHA).0 >= least
     }
+}
+
+const fn is_latency(metric: Metric) -> bool {
+    matches!(
+        metric,
+        Metric::LatencyP50 | Metric::LatencyP95 | Metric::LatencyP99
+    )
 }
 
 fn measure(metric: Metric, counts: &Counts) -> Measured {

@@ -50,6 +50,10 @@ impl Record {
     missing_docs,
     reason = "the fields are named by the words of ids.rs and plan.rs"
 )]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few live at a time: they are made one by one"
+)]
 pub enum Event {
     /// A coordinator process took over. Every model skips a generation: one may have been
     /// broadcast with a withdrawal and lost before it was durable.

@@ -17,10 +17,11 @@ pub(super) fn decisive(rollout: &Value) -> Result<String> {
         .filter(|finding| finding["outcome"] == "fail")
         .map(|finding| {
             format!(
-                "{} ({:.4} over {} requests)",
+                "{} ({:.4} over {} requests{})",
                 finding["rule"].as_str().unwrap_or_default(),
                 finding["candidate"].as_f64().unwrap_or(f64::NAN),
-                finding["candidate_samples"]
+                finding["candidate_samples"],
+                evidence(finding)
             )
         })
         .collect();
@@ -29,6 +30,15 @@ pub(super) fn decisive(rollout: &Value) -> Result<String> {
         "a withdrawal without a failed rule: {rollout}"
     );
     Ok(format!("broken: {}", fails.join("; ")))
+}
+
+/// How strong the evidence is, and from where on it is proof.
+fn evidence(finding: &Value) -> String {
+    let power = |name: &str| finding["test"][name].as_f64().map(f64::exp);
+    match (power("log_e"), power("log_e_needed")) {
+        (Some(seen), Some(needed)) => format!("; e-value {seen:.1e}, proof from {needed:.1e}"),
+        _ => String::new(),
+    }
 }
 
 /// Who answered a rollback, and how fast, in words.

@@ -217,13 +217,20 @@ fn paused_rollouts_still_roll_back() {
 }
 
 #[test]
-fn a_slower_candidate_is_withdrawn() {
+fn a_slower_shadow_holds_and_a_slower_candidate_is_withdrawn() {
+    let slow = |world: &mut World, role| {
+        world.report(1, ServingRole::Stable, 1, counts(1_000, 0, 5));
+        assert_eq!(world.pass(1), vec![]);
+        world.report(1, role, 2, counts(1_000, 0, 50));
+        world.report(1, ServingRole::Stable, 1, counts(1_000, 0, 5));
+        world.pass(1)
+    };
     let mut world = World::in_shadow(1);
-    world.report(1, ServingRole::Stable, 1, counts(1_000, 0, 5));
-    assert_eq!(world.pass(1), vec![]);
-    world.report(1, ServingRole::Shadow, 2, counts(1_000, 0, 50));
-    world.report(1, ServingRole::Stable, 1, counts(1_000, 0, 5));
-    let effects = world.pass(1);
+    assert_eq!(slow(&mut world, ServingRole::Shadow), vec![]);
+    world.pass(60);
+    assert_eq!(world.trip().stage_name.as_deref(), Some("shadow"));
+    world.done(admin(), Command::Advance { rollout: R2 });
+    let effects = slow(&mut world, ServingRole::Candidate);
     assert_eq!(withdrawn_by_judge(&effects).1, vec![Metric::LatencyP95]);
 }
 
