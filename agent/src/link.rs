@@ -24,6 +24,7 @@ use rollcall_agent_core::input::Input;
 use rollcall_shared::assignment::Withdrawal;
 use rollcall_shared::backoff::Backoff;
 use rollcall_shared::digest::Digest;
+use rollcall_shared::feedback::Feedback;
 use rollcall_shared::limits::{RECONNECT_FIRST, RECONNECT_MAX};
 use rollcall_shared::report::Report;
 use rollcall_shared::wire::{ArtifactAnswer, ArtifactRequest, FromAgent, FromAgentReport};
@@ -79,6 +80,10 @@ impl Fence {
     }
 }
 
+/// Counts feedback. Called where control messages are read: some hundred nanoseconds an item,
+/// and the coordinator sends a few hundred items at a time.
+pub type TakeFeedback = Box<dyn Fn(Feedback) + Send + Sync>;
+
 /// What a link needs.
 pub struct LinkConfig {
     /// Dials from here.
@@ -89,6 +94,8 @@ pub struct LinkConfig {
     pub coordinators: Vec<String>,
     /// Uniform in 0 to 1: randomness enters here.
     pub random: Box<dyn FnMut() -> f64 + Send + Sync>,
+    /// Takes labels and outcomes that the coordinator hands on.
+    pub feedback: TakeFeedback,
 }
 
 /// What the coordinator asked for in its `Welcome`.
@@ -96,6 +103,8 @@ pub struct LinkConfig {
 pub struct Cadence {
     /// How long a report's window is.
     pub report_every: Duration,
+    /// What both ends speak.
+    pub protocol: u16,
 }
 
 /// Dials and speaks; see [`Link::run`].
@@ -242,6 +251,7 @@ impl Link {
             number,
             events: &self.events,
             fence,
+            feedback: &self.config.feedback,
             cadence: &self.cadence,
             reset: &self.reset,
             beside_quic: beside_quic.ok(),
@@ -381,7 +391,7 @@ impl LinkHandle {
         }
     }
 
-    /// Sends a window's report on a stream of its own.
+    /// Sends a window's report on a stream of its own, in the shape that the coordinator knows.
     ///
     /// # Errors
     /// When there is no connection, or it does not take the report in time.
@@ -391,10 +401,11 @@ impl LinkHandle {
             .borrow()
             .clone()
             .ok_or(LinkError::NotConnected)?;
+        let protocol = self.cadence().ok_or(LinkError::NotConnected)?.protocol;
         let sending = async {
             let stream = connection.open_uni().await.map_err(lost)?;
             let mut writer = FrameWriter::new(stream, priority::REPORT);
-            writer.send(&FromAgentReport::Report(report)).await?;
+            writer.send(&FromAgentReport::new(report, protocol)).await?;
             writer.finish();
             Ok(())
         };

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use rollcall_shared::histogram::{BINS, Histogram, edge};
 use rollcall_shared::report::{Gpu, Resources, Role};
 
+use crate::recorder::feedback::Joined;
 use crate::recorder::{Recorder, Total, TotalKey};
 use crate::serve::App;
 
@@ -34,6 +35,9 @@ struct Reading {
     connected: bool,
     resources: Arc<Resources>,
     waiting: [usize; 3],
+    feedback: Joined,
+    /// Answers forgotten before any feedback came.
+    forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -78,7 +82,10 @@ impl Metrics {
                     .is_some_and(|c| !c.breaker.is_closed()),
             })
         });
+        let (feedback, forgotten) = self.recorder.feedback();
         Reading {
+            feedback,
+            forgotten,
             totals: self.recorder.totals().into_iter().collect(),
             candidates: candidates.collect(),
             connected: app.status.view().connected,
@@ -107,7 +114,7 @@ fn labels((model, version, role): &TotalKey) -> Labels {
 /// A counter of each series: its name, its help, and where it is.
 type CounterOf = (&'static str, &'static str, fn(&Total) -> u64);
 
-const COUNTERS: [CounterOf; 7] = [
+const COUNTERS: [CounterOf; 8] = [
     (
         "requests",
         "Requests that the version was asked to answer",
@@ -123,6 +130,11 @@ const COUNTERS: [CounterOf; 7] = [
         "fallbacks",
         "Failed requests that stable answered instead",
         |t| t.counts.fallbacks,
+    ),
+    (
+        "failed_keys",
+        "Failures but for those of a sticky key that failed seconds before",
+        |t| t.counts.failed_keys,
     ),
     (
         "shadow_compared",
@@ -198,6 +210,7 @@ impl Collector for Reading {
         }
         self.encode_latencies(&mut encoder)?;
         self.encode_candidates(&mut encoder)?;
+        self.encode_feedback(&mut encoder)?;
         self.encode_node(&mut encoder)
     }
 }
@@ -244,6 +257,32 @@ impl Reading {
                 .encode_gauge(&open)?;
         }
         Ok(())
+    }
+
+    fn encode_feedback(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Labels and outcomes that came for answers, by what became of them";
+        let mut metric = encoder.encode_descriptor("feedback", help, None, MetricType::Counter)?;
+        let Joined {
+            joined,
+            unknown,
+            duplicate,
+            refused,
+            ..
+        } = self.feedback;
+        for (result, count) in [
+            ("joined", joined),
+            ("unknown", unknown),
+            ("duplicate", duplicate),
+            ("refused", refused),
+        ] {
+            metric
+                .encode_family(&[("result", result)])?
+                .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        let help = "Answers whose place was taken before any feedback came for them";
+        encoder
+            .encode_descriptor("answers_forgotten", help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&self.forgotten, None)
     }
 
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -20,7 +20,7 @@ use rollcall_shared::time::Timestamp;
 use crate::driver::RouteTable;
 use crate::models::Models;
 use crate::prepare::PreparedModel;
-use crate::recorder::{Recorder, SeriesKey, SeriesRecorder};
+use crate::recorder::{Features, Recorder, SeriesKey, SeriesRecorder};
 
 /// A version that may run requests in one role.
 #[derive(Clone)]
@@ -110,6 +110,12 @@ impl Routes {
         }
     }
 
+    /// What counts for all routes.
+    #[must_use]
+    pub const fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
     /// The entry of a model.
     #[must_use]
     pub fn get(&self, model: &ModelName) -> Option<Arc<RouteEntry>> {
@@ -137,12 +143,14 @@ impl Routes {
                 "a version is routed but not loaded, which is a bug of the agent");
             return None;
         };
-        let series = self.recorder.series(SeriesKey {
+        let key = SeriesKey {
             model: route.model.clone(),
             version,
             role,
             generation: route.generation,
-        });
+        };
+        let features = Features::of(&prepared.manifest);
+        let series = self.recorder.series(key, features);
         Some(Arm { prepared, series })
     }
 

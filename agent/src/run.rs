@@ -210,6 +210,10 @@ async fn live(
         client: credentials.client,
         coordinators: config.coordinators.clone(),
         random: Box::new(rand::random),
+        feedback: Box::new({
+            let recorder = Arc::clone(&recorder);
+            move |feedback| recorder.take_feedback(&feedback)
+        }),
     });
     let fetcher = Fetcher::new(handle.clone(), Arc::clone(&cache));
     let engine = Arc::new(Tract::new());

@@ -1,4 +1,4 @@
-//! The agent's HTTP port: Open Inference Protocol v2, metrics and status.
+//! The agent's HTTP port: Open Inference Protocol v2, feedback, metrics and status.
 //!
 //! It listens before any model is there and says "not ready"; it decides nothing
 //! about who answers, that is [`infer`]'s and the route's. No access control: it is
@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod connections;
+pub mod feedback;
 pub mod infer;
 pub mod predict;
 pub mod rest;
@@ -100,6 +101,7 @@ pub fn router(app: Arc<App>) -> Router {
         )
         .route("/metrics", get(rest::metrics))
         .route("/rollcall/v1/status", get(status::status))
+        .route("/rollcall/v1/feedback", post(feedback::feedback))
         .fallback(rest::no_such_path)
         .method_not_allowed_fallback(rest::no_such_method)
         .with_state(app)

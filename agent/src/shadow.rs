@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rollcall_agent_core::answer::Rows;
 use rollcall_agent_core::compare::{Comparison, compare};
 use rollcall_agent_core::tensor::{Tensor, TensorData};
 use rollcall_shared::ids::ModelName;
 use rollcall_transport::clock::Clock;
 
 use crate::execute::Executor;
-use crate::recorder::Outcome;
+use crate::recorder::{Failure, Origin, Recorder};
 use crate::routes::{Arm, Routes};
 
 /// Bytes of tensors that copies may hold, waiting and running. More: shed. The
@@ -34,6 +35,8 @@ pub struct Copy {
     pub inputs: Arc<Vec<Tensor>>,
     /// Stable's answer.
     pub stable: Arc<Vec<Tensor>>,
+    /// Where the request came from.
+    pub origin: Origin,
 }
 
 /// Runs copies.
@@ -61,20 +64,20 @@ impl Shadow {
 
     /// Takes a copy, or sheds it. Never waits.
     pub fn offer(&self, copy: Copy) {
-        let series = Arc::clone(&copy.arm.series);
         let Some(room) = Room::take(&self.bytes, bytes(&copy.inputs) + bytes(&copy.stable)) else {
-            return series.record_shed();
+            return copy.arm.series.record_shed(&copy.origin);
         };
+        let (series, origin) = (Arc::clone(&copy.arm.series), copy.origin.clone());
         let (routes, clock, timeout) = (Arc::clone(&self.routes), self.clock, self.timeout);
         let job = move || {
             let version = copy.arm.prepared.version;
             if routes.has_candidate(&copy.model, version, clock.now()) {
-                run(clock, timeout, &copy);
+                run(routes.recorder(), clock, timeout, &copy);
             }
             drop(room);
         };
         if self.executor.submit(job).is_err() {
-            series.record_shed();
+            series.record_shed(&origin);
         }
     }
 
@@ -120,25 +123,30 @@ fn bytes(tensors: &[Tensor]) -> usize {
     tensors.iter().map(of).sum()
 }
 
-fn run(clock: Clock, timeout: Duration, copy: &Copy) {
-    let series = &copy.arm.series;
+fn run(recorder: &Recorder, clock: Clock, timeout: Duration, copy: &Copy) {
+    let (series, origin) = (&copy.arm.series, &copy.origin);
     let began = clock.now();
     let answer = copy.arm.prepared.loaded.infer(&copy.inputs);
     // Waiting behind other copies says nothing about the version, so it is not counted.
-    let latency = clock.now().since(began);
+    let now = clock.now();
+    let latency = now.since(began);
     match answer {
         Err(error) => {
             tracing::debug!(model = %copy.model, %error, "a shadow run failed");
-            series.record(Outcome::Failed { fallback: false });
+            series.record_failure(Failure::Failed, false, origin, now);
         }
-        Ok(_) if latency > timeout => series.record(Outcome::TimedOut { fallback: false }),
+        Ok(_) if latency > timeout => {
+            series.record_failure(Failure::TimedOut, false, origin, now);
+        }
         Ok(outputs) => {
-            series.record(Outcome::Answered(latency));
+            let rows = Rows::of(&outputs);
+            series.record_answer(latency, &copy.inputs, &rows, origin);
+            recorder.remember_shadow(series, &rows, origin);
             let agreement = compare(&copy.stable, &outputs, &Comparison::default());
             if let Some(reason) = &agreement.reason {
                 tracing::debug!(model = %copy.model, reason, "the shadow disagrees");
             }
-            series.record_pair(agreement.agreed);
+            series.record_pair(agreement.agreed, origin);
         }
     }
 }

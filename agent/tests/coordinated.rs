@@ -14,12 +14,14 @@ use std::time::Duration;
 
 use coordinator::{Coordinator, Heard};
 use rollcall_agent::config::Config;
+use rollcall_agent_core::breaker::FAILURES_TO_OPEN;
 use rollcall_shared::assignment::{
     Assignment, CandidateAssignment, CandidateMode, Share, VersionRef, Withdrawal,
 };
-use rollcall_shared::ids::{Generation, RolloutId};
-use rollcall_shared::report::{AgentEvent, ReadyState, Receipt, Role};
-use rollcall_shared::wire::FromAgent;
+use rollcall_shared::feedback::Feedback;
+use rollcall_shared::ids::{Generation, ModelName, RolloutId};
+use rollcall_shared::report::{AgentEvent, Counts, ReadyState, Receipt, Role};
+use rollcall_shared::wire::{FromAgent, ToAgent};
 use serde_json::Value;
 use support::{body, bundle, digits, manifest, rows};
 use tokio::net::TcpListener;
@@ -229,6 +231,108 @@ async fn a_node_fetches_serves_reports_and_takes_a_candidate_back_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_of_a_client_come_in_the_report_of_the_version_and_segment_that_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let (stable, candidate) = (coordinator.publish("1.0.0"), coordinator.publish("2.0.0"));
+    coordinator
+        .assign(assignment(1, Some(stable), Some((candidate, CANARY_ALL))))
+        .await;
+    let node = Node::start(dir.path()).await;
+    node.until("2.0.0", "candidate").await;
+    let infer = format!("{}/v2/models/digits/infer", node.url);
+    for id in ["order-1", "order-2"] {
+        let mut request = body(&rows()[0]);
+        request["id"] = id.into();
+        request["parameters"] = serde_json::json!({ "segment": "eu" });
+        let answer = node.client.post(&infer).body(request.to_string());
+        assert_eq!(answer.send().await.unwrap().status(), 200);
+    }
+    let labels = serde_json::json!([
+        { "id": "order-1", "label": 3, "kpis": { "spend": 12.5 } },
+        { "id": "order-3", "label": 3 },
+    ]);
+    let url = format!("{}/rollcall/v1/feedback", node.url);
+    let joined = node.client.post(url).body(labels.to_string());
+    let joined = joined.send().await.unwrap().bytes().await.unwrap();
+    let joined: Value = serde_json::from_slice(&joined).unwrap();
+    assert_eq!(
+        (&joined["joined"], &joined["unknown"]),
+        (&1.into(), &1.into())
+    );
+    // The other label comes by the coordinator, which sends it to every node: about another
+    // model, another request, or this one.
+    for (model, id) in [
+        ("wine", "order-2"),
+        ("digits", "order-9"),
+        ("digits", "order-2"),
+    ] {
+        let label = serde_json::json!({ "id": id, "label": "no digit" });
+        let items = vec![serde_json::from_value(label).unwrap()];
+        let model = ModelName::new(model).unwrap();
+        coordinator
+            .send(ToAgent::Feedback(Feedback { model, items }))
+            .await;
+    }
+    let labelled = async {
+        let mut sum = Counts::default();
+        // Windows may part the two.
+        while sum.quality.labelled.values().map(|c| c.actual).sum::<u64>() < 2 {
+            let report = heard.reports.recv().await.unwrap();
+            for series in report.series {
+                let is_labelled = !series.counts.quality.labelled.is_empty();
+                assert!(!is_labelled || series.version == candidate);
+                let eu = series.segments.iter().find(|s| s.name == "eu");
+                eu.iter().for_each(|segment| sum.merge(&segment.counts));
+            }
+        }
+        sum
+    };
+    let quality = tokio::time::timeout(Duration::from_secs(20), labelled)
+        .await
+        .expect("labels in a report in time")
+        .quality;
+    assert_eq!(quality.labelled["no digit"].actual, 1);
+    assert_eq!(quality.labelled["3"].actual, 1);
+    assert_eq!(
+        quality.labelled.values().map(|c| c.predicted).sum::<u64>(),
+        2
+    );
+    assert_eq!(quality.kpis["spend"].count, 1);
+    let metrics = node.client.get(format!("{}/metrics", node.url));
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let unknown = "rollcall_agent_feedback_total{result=\"unknown\"} 3";
+    assert!(metrics.contains(unknown), "{metrics}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_of_the_protocol_before_gets_reports_that_it_can_read() {
+    for protocol in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let (coordinator, mut heard) = Coordinator::start();
+        coordinator.speak(protocol);
+        coordinator.enrol(dir.path(), "node-1");
+        let stable = coordinator.publish("1.0.0");
+        coordinator.assign(assignment(1, Some(stable), None)).await;
+        let node = Node::start(dir.path()).await;
+        node.until("1.0.0", "stable").await;
+        let counted = async {
+            loop {
+                let report = heard.reports.recv().await.unwrap();
+                if let Some(series) = report.series.first() {
+                    return series.counts.requests;
+                }
+            }
+        };
+        let requests = tokio::time::timeout(Duration::from_secs(20), counted).await;
+        assert!(requests.expect("a report of the request in time") > 0);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stable_serves_from_disk_with_no_coordinator_in_sight() {
     let dir = tempfile::tempdir().unwrap();
     let (coordinator, mut heard) = Coordinator::start();
@@ -264,6 +368,48 @@ async fn a_candidate_whose_lease_runs_out_is_fenced_and_the_coordinator_hears_of
             _ => None,
         })
         .await;
+    node.stop().await;
+}
+
+/// With windows of an hour, so that no report can have said it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_breaker_that_opens_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.report_every(Duration::from_secs(3_600));
+    coordinator.enrol(dir.path(), "node-1");
+    let (stable, candidate) = (coordinator.publish("2.0.0"), coordinator.publish("5.0.0"));
+    coordinator
+        .assign(assignment(1, Some(stable), Some((candidate, CANARY_ALL))))
+        .await;
+    let node = Node::start(dir.path()).await;
+    // 5.0.0 cannot answer some rows.
+    let url = format!("{}/v2/models/digits/infer", node.url);
+    let broken = async {
+        let mut rows = rows().into_iter().cycle();
+        let mut row = rows.next().unwrap();
+        loop {
+            let request = node.client.post(&url).body(body(&row).to_string());
+            let answer = request.send().await.unwrap();
+            let arm = answer.headers().get("x-rollcall-arm");
+            // Candidate or none yet: another row. Fallback: this one again, until it opens.
+            if arm.is_none_or(|arm| arm != "fallback") {
+                row = rows.next().unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let told = heard.next(|message| match message {
+        FromAgent::Event(AgentEvent::BreakerOpened {
+            rollout, failures, ..
+        }) => Some((rollout, failures)),
+        _ => None,
+    });
+    let told = tokio::select! {
+        told = told => told,
+        never = broken => never,
+    };
+    assert_eq!(told, (RolloutId(1), FAILURES_TO_OPEN));
     node.stop().await;
 }
 

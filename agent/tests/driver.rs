@@ -104,6 +104,7 @@ fn start(coordinator: &Coordinator, dir: &Path) -> Small {
     let identity = Identity::from_pem(&read("node.pem"), &read("node.key")).unwrap();
     let ca = CaCertificate::from_pem(&read("ca.pem")).unwrap();
     let (link, handle, link_events) = link(LinkConfig {
+        feedback: Box::new(drop),
         endpoint: agent_endpoint("127.0.0.1:0".parse().unwrap()).unwrap(),
         client: agent_config(&identity, &ca).unwrap(),
         coordinators: vec![coordinator.address.to_string()],

@@ -12,6 +12,8 @@ mod context;
 pub mod contexts;
 mod explain;
 mod init;
+mod kpi;
+mod label;
 mod login;
 mod model;
 mod output;
@@ -136,6 +138,12 @@ enum Command {
     Rollout(rollout::Rollout),
     /// Take a model's candidate (or its newest stable version) back from every node, now.
     Rollback(rollback::Rollback),
+    /// Labels and outcomes of requests.
+    #[command(subcommand)]
+    Label(label::Label),
+    /// Outcomes of versions on trial.
+    #[command(subcommand)]
+    Kpi(kpi::Kpi),
     /// Serving nodes.
     #[command(subcommand)]
     Agent(agent::Agent),
@@ -188,6 +196,8 @@ async fn dispatch(command: Command, global: &Global, output: &Output) -> Result<
         Command::Version(version) => version.run(&contexts::connect(global)?, output).await,
         Command::Rollout(rollout) => rollout.run(&contexts::connect(global)?, output).await,
         Command::Rollback(rollback) => rollback.run(&contexts::connect(global)?, output).await,
+        Command::Label(label) => label.run(&contexts::connect(global)?, output).await,
+        Command::Kpi(kpi) => kpi.run(&contexts::connect(global)?, output).await,
         Command::Agent(agent) => agent.run(&contexts::connect(global)?, output).await,
     }
 }
@@ -235,6 +245,8 @@ mod tests {
             "rollout reject r-1",
             "rollout explain r-1",
             "rollback digits --reason r",
+            "label push f.csv --model digits",
+            "kpi record --model digits --version 1.0.0 --name spend --value -1.5 --count 3",
             "agent list",
             "agent show n",
             "agent quarantine n",

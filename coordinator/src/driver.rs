@@ -223,6 +223,7 @@ impl Driver {
                     Effect::Append(more) => records.extend(more),
                     Effect::Broadcast(_)
                     | Effect::Send { .. }
+                    | Effect::Offer { .. }
                     | Effect::Disconnect { .. }
                     | Effect::Reply { .. } => others.push(effect),
                 }
@@ -256,6 +257,7 @@ impl Driver {
                 connection,
                 message,
             } => self.agents.send(connection, &message),
+            Effect::Offer { to, message } => self.agents.offer(&to, &message),
             Effect::Disconnect {
                 node: _,
                 connection,

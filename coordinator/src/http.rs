@@ -10,6 +10,7 @@
 //! | `/api/v1/models...`, `/api/v1/versions`, `/api/v1/blobs/{digest}` | [`models`], [`versions`] |
 //! | `/api/v1/rollouts...` | [`rollouts`] |
 //! | `/api/v1/models/{model}/rollback`, `.../rehearsal`, `/api/v1/rollouts/{id}/rollback` | [`rollbacks`] |
+//! | `/api/v1/models/{model}/feedback`, `.../kpis` | [`outcomes`] |
 //! | `/api/v1/audit...` | [`audit`] |
 
 mod audit;
@@ -17,6 +18,7 @@ pub mod error;
 mod extract;
 mod fleet;
 mod models;
+pub mod outcomes;
 pub mod rollbacks;
 pub mod rollouts;
 pub mod tokens;
@@ -92,6 +94,8 @@ pub fn router(api: Api) -> Router {
             "/models/{model}/rehearsal",
             get(rollbacks::show_rehearsal).post(rollbacks::rehearse),
         )
+        .route("/models/{model}/feedback", post(outcomes::feedback))
+        .route("/models/{model}/kpis", post(outcomes::record_kpi))
         .route("/models/{model}/versions/{version}", get(versions::show))
         .route(
             "/models/{model}/versions/{version}/{action}",

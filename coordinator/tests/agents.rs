@@ -11,16 +11,17 @@ use std::time::Duration;
 use fixture::{Fleet, push, token};
 use quinn::Connection;
 use reqwest::Method;
+use rollcall_coordinator::http::outcomes::FeedbackSent;
 use rollcall_coordinator::http::tokens::NewTokenKind;
 use rollcall_coordinator_core::view::{NodeView, RehearsalView, RollbackView, RolloutView};
 use rollcall_shared::assignment::{Assignment, CandidateMode, Share, Withdrawal};
 use rollcall_shared::codec;
-use rollcall_shared::ids::{Generation, ModelName};
+use rollcall_shared::ids::{Generation, ModelName, NodeId};
 use rollcall_shared::manifest::SignedManifest;
-use rollcall_shared::report::{Readiness, ReadyState, Receipt, Role, Serving};
+use rollcall_shared::report::{Readiness, ReadyState, Receipt, Report, Resources, Role, Serving};
 use rollcall_shared::wire::{
-    ArtifactAnswer, ArtifactRequest, Beacon, EnrollAnswer, EnrollRequest, FromAgent, Heartbeat,
-    Hello, PROTOCOL, PROTOCOL_MIN, Rehearsed, ToAgent, Welcome,
+    ArtifactAnswer, ArtifactRequest, Beacon, EnrollAnswer, EnrollRequest, FromAgent,
+    FromAgentReport, Heartbeat, Hello, PROTOCOL, PROTOCOL_MIN, Rehearsed, ToAgent, Welcome,
 };
 use rollcall_transport::beacon::{End, Listening};
 use rollcall_transport::ca::CaCertificate;
@@ -328,6 +329,71 @@ async fn a_rollback_reaches_the_agent_and_is_settled_by_its_receipt() {
         (1, 1)
     );
     assert!(settled.propagation_ms.p99.is_some());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_the_protocol_before_reports_as_it_did_and_gets_no_feedback() {
+    let fleet = Fleet::new();
+    let running = fleet.start();
+    let client = fleet.client(&running);
+    push(&client, "digits", "digits/1.0.0", "1.0.0")
+        .await
+        .unwrap();
+    let mut sessions = Vec::new();
+    for (node, protocol) in [("node-1", PROTOCOL), ("node-2", 2)] {
+        let one = token(&client, NewTokenKind::Agent, &[], None).await;
+        let agent = Agent::enroll(running.quic, &one.token, node).await.unwrap();
+        let session = agent.connect_as(running.quic, protocol).await;
+        let report = Report {
+            window: 0,
+            duration_ms: 1_000,
+            series: vec![],
+            series_dropped: 0,
+            resources: Resources {
+                memory_total: u64::from(protocol),
+                ..Resources::default()
+            },
+        };
+        let stream = session.connection.open_uni().await.unwrap();
+        let mut writer = FrameWriter::new(stream, priority::REPORT);
+        let report = FromAgentReport::new(report, protocol);
+        writer.send(&report).await.unwrap();
+        writer.finish();
+        sessions.push((agent, session));
+    }
+    let told = async {
+        loop {
+            let nodes: Vec<NodeView> = client.get("/agents").await.unwrap();
+            let memory = nodes.iter().filter_map(|node| node.resources.as_ref());
+            if memory.map(|r| r.memory_total).collect::<Vec<_>>() == [3, 2] {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, told).await.expect("two reports");
+
+    let items = serde_json::json!({ "items": [{ "id": "order-7", "label": 3 }] });
+    let sent: FeedbackSent = client
+        .post("/models/digits/feedback", &items)
+        .await
+        .unwrap();
+    let old = NodeId::new("node-2").unwrap();
+    assert_eq!(
+        (sent.items, sent.nodes, sent.too_old, sent.too_old_nodes),
+        (1, 1, 1, vec![old])
+    );
+    let new = &mut sessions[0].1;
+    let ToAgent::Feedback(feedback) = new.next().await else {
+        panic!("no feedback");
+    };
+    assert_eq!(feedback.items[0].label.as_deref(), Some("3"));
+    // What the old one gets next is what everybody gets.
+    let start = client
+        .request(Method::POST, "/rollouts")
+        .body(DIRECT.replace("VERSION", "1.0.0"));
+    let _: RolloutView = client.json(start).await.unwrap();
+    sessions[1].1.assigned(|a| a.candidate.is_some()).await;
     running.stop().await;
 }
 

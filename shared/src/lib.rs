@@ -9,6 +9,7 @@
 //! | [`ids`], [`version`], [`digest`], [`time`] | the small words everything else is made of |
 //! | [`manifest`], [`plan`] | what a version is; how a rollout should go |
 //! | [`assignment`], [`report`], [`verdict`] | what agents should do, what they saw, what the judge says |
+//! | [`feedback`] | what came of answers: labels and outcomes |
 //! | [`wire`], [`codec`] | the messages, and the one place that turns them into bytes |
 //! | [`histogram`], [`hashing`], [`backoff`] | mathematics shared by both ends |
 //! | [`signing`] | Ed25519 over manifests |
@@ -18,6 +19,7 @@ pub mod assignment;
 pub mod backoff;
 pub mod codec;
 pub mod digest;
+pub mod feedback;
 pub mod hashing;
 pub mod histogram;
 pub mod ids;

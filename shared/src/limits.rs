@@ -49,6 +49,10 @@ pub const TENSORS_MAX: usize = 64;
 /// is dropped and counted in `series_dropped`.
 pub const SERIES_PER_REPORT_MAX: usize = 256;
 
+/// One report. An agent whose window takes more sends it in several; a series that alone
+/// takes more goes without its segments. A larger one breaks the protocol.
+pub const REPORT_BYTES_MAX: usize = 1 << 20;
+
 /// Segments of one model that are told apart. Requests of more are counted under `other`.
 pub const SEGMENTS_MAX: usize = 64;
 
@@ -57,6 +61,20 @@ pub const CLASSES_MAX: usize = 64;
 
 /// Outcomes by name (KPIs) in one series. Values of more are refused.
 pub const KPIS_MAX: usize = 16;
+
+/// Input features of one version that are counted. More: the push is refused.
+pub const FEATURES_MAX: usize = 32;
+
+/// Bins of one input feature: drift is judged by ten or twenty. More: the push is refused.
+pub const FEATURE_BINS_MAX: usize = 32;
+
+/// Names that clients give to segments, classes and outcomes: each may be in every report.
+/// Longer: refused; a longer text that a model answers names no class.
+pub const TAG_BYTES_MAX: usize = 48;
+
+/// Labels and outcomes in one request to an agent or to the coordinator, which hands them on
+/// as one message. More: refused, to be sent in parts.
+pub const FEEDBACK_ITEMS_MAX: usize = 2_000;
 
 /// Body of an inference request. Larger: 413, unread.
 pub const INFER_BODY_BYTES_MAX: usize = 64 << 20;

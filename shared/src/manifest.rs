@@ -1,11 +1,15 @@
 //! What a version is: its files, its signature, its story, signed once by the
 //! coordinator's registry key and never changed.
 
+mod drift;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use self::drift::DriftFeature;
 
 use crate::assignment::VersionRef;
 use crate::digest::Digest;
@@ -68,6 +72,14 @@ pub struct TensorSpec {
     pub datatype: DataType,
     /// Its shape; -1 where any length goes (the batch).
     pub shape: Vec<i64>,
+}
+
+impl TensorSpec {
+    /// Whether its first dimension is the batch: rows that are answered one by one.
+    #[must_use]
+    pub fn is_batched(&self) -> bool {
+        self.shape.first() == Some(&-1)
+    }
 }
 
 /// Inputs and outputs of a model, in the graph's order.
@@ -160,7 +172,8 @@ pub struct ManifestFile {
     pub digest: Digest,
 }
 
-/// What people say about a version. All optional; shown, compared, never interpreted.
+/// What people say about a version. All optional; shown, compared, and but for `drift`
+/// never interpreted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metadata {
@@ -186,6 +199,10 @@ pub struct Metadata {
     pub expected_changes: Option<String>,
     /// Anything else.
     pub labels: BTreeMap<String, String>,
+    /// What inputs were like in training, by feature: agents count theirs in the same bins.
+    /// Agents of an older release refuse a manifest that has any: update them first.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub drift: BTreeMap<String, DriftFeature>,
 }
 
 /// What a version is.
@@ -265,7 +282,7 @@ impl Manifest {
         {
             Some(format!("a label is longer than {TEXT_BYTES_MAX} bytes"))
         } else {
-            None
+            drift::broken(&self.metadata.drift, signature)
         };
         match broken {
             None => Ok(()),

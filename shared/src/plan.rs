@@ -126,6 +126,10 @@ pub struct Policy {
     // chain of hashes is over the bytes.
     #[serde(default = "alpha", skip_serializing_if = "is_alpha")]
     pub alpha: f64,
+    /// Whether the multiple of stable's error rate passes only when it is proven to be kept. With
+    /// rare errors that takes many more requests than `min_requests`; with none, for ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prove_errors: bool,
     /// Nothing about labels, KPIs and groups passes on fewer of them.
     #[serde(default = "min_labels", skip_serializing_if = "is_min_labels")]
     pub min_labels: u64,
@@ -210,6 +214,7 @@ impl Preset {
             agreement_min: Some(0.95),
             min_requests,
             alpha: alpha(),
+            prove_errors: false,
             min_labels: min_labels(),
             drift_max: None,
             accuracy_min: None,

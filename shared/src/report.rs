@@ -1,6 +1,8 @@
 //! What agents say about themselves: receipts, readiness, events and, once a
 //! window, what they measured.
 
+mod bounds;
+pub mod protocol_2;
 mod quality;
 
 use serde::{Deserialize, Serialize};

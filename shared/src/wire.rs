@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::assignment::{Assignment, Snapshot, VersionRef, Withdrawal};
 use crate::digest::Digest;
+use crate::feedback::Feedback;
 use crate::ids::{Generation, ModelName};
-use crate::report::{AgentEvent, Readiness, ReadyState, Receipt, Report};
+use crate::report::{AgentEvent, Readiness, ReadyState, Receipt, Report, protocol_2};
 
 /// ALPN of an agent's connection.
 pub const ALPN: &[u8] = b"rollcall/1";
@@ -20,12 +21,14 @@ pub const ALPN: &[u8] = b"rollcall/1";
 pub const ALPN_ENROLL: &[u8] = b"rollcall-enroll/1";
 
 /// The newest protocol that this code speaks.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// The oldest.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The first protocol with [`ToAgent::Rehearse`] and [`FromAgent::Rehearsed`]. Whoever speaks an
 /// older one cannot read them and must not be sent them.
 pub const PROTOCOL_REHEARSE: u16 = 2;
+/// The first protocol with [`FromAgentReport::Report`] and [`ToAgent::Feedback`].
+pub const PROTOCOL_QUALITY: u16 = 3;
 
 /// The protocol that two ends use: the highest that both speak.
 #[must_use]
@@ -72,6 +75,8 @@ pub enum ToAgent {
     /// Say what a withdrawal would come to, and change nothing. Travels as a withdrawal
     /// does, beacons included. Since protocol 2.
     Rehearse(Rehearsal),
+    /// What came of answers, for whoever gave them; nobody answers. Since protocol 3.
+    Feedback(Feedback),
 }
 
 /// Who an agent is and what it holds. Its name comes from its certificate.
@@ -178,8 +183,31 @@ pub struct Missing {
 /// First on a unidirectional report stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromAgentReport {
-    /// One window.
+    /// One window, to a coordinator of protocol 2 or older, or from such an agent.
+    Protocol2(protocol_2::Report),
+    /// One window. Since protocol 3.
     Report(Report),
+}
+
+impl FromAgentReport {
+    /// As the protocol of the connection has it.
+    #[must_use]
+    pub fn new(report: Report, protocol: u16) -> Self {
+        if protocol < PROTOCOL_QUALITY {
+            Self::Protocol2(report.into())
+        } else {
+            Self::Report(report)
+        }
+    }
+
+    /// The report, whichever protocol it came by.
+    #[must_use]
+    pub fn into_report(self) -> Report {
+        match self {
+            Self::Protocol2(old) => old.into(),
+            Self::Report(report) => report,
+        }
+    }
 }
 
 /// Asks for a blob on a stream of its own; the answer is an [`ArtifactAnswer`]
@@ -248,8 +276,8 @@ mod tests {
     fn negotiation_takes_the_highest_common_protocol_or_none() {
         assert_eq!(negotiate(1, 1), Some(1));
         assert_eq!(negotiate(1, 2), Some(2));
-        assert_eq!(negotiate(1, 9), Some(2));
-        assert_eq!(negotiate(3, 9), None);
+        assert_eq!(negotiate(1, 9), Some(PROTOCOL));
+        assert_eq!(negotiate(PROTOCOL + 1, 9), None);
         assert_eq!(negotiate(0, 0), None);
     }
 }

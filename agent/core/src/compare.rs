@@ -20,6 +20,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::answer::{best, score_columns};
 use crate::tensor::{Tensor, TensorData};
 
 /// How near two floats must be: `|a - b| <= absolute + relative * |a|`, `a` from stable.
@@ -121,14 +122,6 @@ impl Agreement {
     }
 }
 
-/// The number of classes, if the tensor holds scores.
-fn score_columns(tensor: &Tensor) -> Option<usize> {
-    match (tensor.shape.as_slice(), &tensor.data) {
-        (&[_, columns], TensorData::Fp32(_) | TensorData::Fp64(_)) if columns >= 2 => Some(columns),
-        _ => None,
-    }
-}
-
 fn floats(data: &TensorData) -> Option<Vec<f64>> {
     match data {
         TensorData::Fp32(values) => Some(values.iter().map(|v| f64::from(*v)).collect()),
@@ -148,16 +141,7 @@ fn floats(data: &TensorData) -> Option<Vec<f64>> {
 
 /// The first of the largest; `None` where a NaN makes the row name no class.
 fn winner(row: &[f64]) -> Option<usize> {
-    if row.iter().any(|score| score.is_nan()) {
-        return None;
-    }
-    let mut scores = row.iter().enumerate();
-    let first = scores.next()?;
-    let best = scores.fold(
-        first,
-        |best, next| if next.1 > best.1 { next } else { best },
-    );
-    Some(best.0)
+    best(row).map(|(column, _)| column)
 }
 
 /// NaN agrees with NaN (both have no answer) and with nothing else.

@@ -13,11 +13,12 @@
 //! | `reconcile` | what an assignment comes to, given what is ready, leased and withdrawn |
 //! | `lease`, `preparation` | how long a candidate may be used; how far a version is |
 //! | [`route`] | who answers one request |
-//! | [`breaker`], [`compare`] | what the serving path asks about one answer |
+//! | [`answer`], [`compare`], [`breaker`] | what the serving path asks about one answer |
 //! | [`cache_policy`] | what leaves the disk when room is needed |
 //! | [`tensor`] | tensors |
 
 pub mod agent;
+pub mod answer;
 pub mod backlog;
 pub mod breaker;
 pub mod cache_policy;

@@ -57,6 +57,26 @@ impl TensorData {
         self.len() == 0
     }
 
+    /// An element as a number; truth is 1. `None`: there is none, or it is a text.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "beyond 2^53 a bin is as good")]
+    pub fn number(&self, index: usize) -> Option<f64> {
+        match self {
+            Self::Bool(v) => v.get(index).map(|x| f64::from(u8::from(*x))),
+            Self::Uint8(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Uint16(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Uint32(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Uint64(v) => v.get(index).map(|x| *x as f64),
+            Self::Int8(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Int16(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Int32(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Int64(v) => v.get(index).map(|x| *x as f64),
+            Self::Fp32(v) => v.get(index).map(|x| f64::from(*x)),
+            Self::Fp64(v) => v.get(index).copied(),
+            Self::Bytes(_) => None,
+        }
+    }
+
     /// The element type.
     #[must_use]
     pub const fn datatype(&self) -> DataType {

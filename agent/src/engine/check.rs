@@ -116,7 +116,7 @@ pub fn check_inputs(
         };
         let tensor = inputs.swap_remove(found);
         check_tensor(spec, &tensor)?;
-        if spec.shape.first() == Some(&-1) {
+        if spec.is_batched() {
             let rows = tensor.shape[0];
             let (first, expected) = *batch.get_or_insert((index, rows));
             if rows != expected {
@@ -172,7 +172,7 @@ fn check_tensor(spec: &TensorSpec, tensor: &Tensor) -> Result<(), BadInput> {
             shape: tensor.shape.clone(),
         });
     }
-    if spec.shape.first() == Some(&-1) && tensor.shape[0] > BATCH_MAX {
+    if spec.is_batched() && tensor.shape[0] > BATCH_MAX {
         return Err(BadInput::Batch {
             name: name(),
             got: tensor.shape[0],

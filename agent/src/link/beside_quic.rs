@@ -120,6 +120,7 @@ impl BesideQuic {
                 | ToAgent::Refused { .. }
                 | ToAgent::Assign(_)
                 | ToAgent::Sync(_)
+                | ToAgent::Feedback(_)
                 | ToAgent::HeartbeatAnswer(_) => {
                     tracing::debug!("a message that needs the stream came as a beacon");
                 }

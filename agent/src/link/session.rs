@@ -17,7 +17,7 @@ use rollcall_transport::close::CloseCode;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::beside_quic::BesideQuic;
-use super::{Cadence, ConnectionNumber, Fence, LinkEvent};
+use super::{Cadence, ConnectionNumber, Fence, LinkEvent, TakeFeedback};
 
 /// A coordinator that asks for reports more often than this gets them at this pace.
 const REPORT_EVERY_MIN: Duration = Duration::from_millis(100);
@@ -28,6 +28,7 @@ pub(super) struct Session<'a> {
     pub(super) number: ConnectionNumber,
     pub(super) events: &'a mpsc::Sender<LinkEvent>,
     pub(super) fence: &'a Fence,
+    pub(super) feedback: &'a TakeFeedback,
     pub(super) cadence: &'a watch::Sender<Option<Cadence>>,
     pub(super) reset: &'a Notify,
     /// Answers to beacons go there.
@@ -94,6 +95,7 @@ impl Session<'_> {
             number,
             events,
             fence,
+            feedback,
             cadence,
             reset,
             beside_quic,
@@ -109,6 +111,7 @@ impl Session<'_> {
             number,
             events,
             fence,
+            feedback,
         };
         tokio::select! {
             end = inbox.read_control(reader, cadence, welcomed) => end,
@@ -123,6 +126,7 @@ struct Inbox<'a> {
     number: ConnectionNumber,
     events: &'a mpsc::Sender<LinkEvent>,
     fence: &'a Fence,
+    feedback: &'a TakeFeedback,
 }
 
 impl Inbox<'_> {
@@ -143,13 +147,20 @@ impl Inbox<'_> {
                     *welcomed = true;
                     let asked = Duration::from_millis(welcome.report_every_ms);
                     let report_every = asked.max(REPORT_EVERY_MIN);
-                    cadence.send_replace(Some(Cadence { report_every }));
+                    cadence.send_replace(Some(Cadence {
+                        report_every,
+                        protocol: welcome.protocol,
+                    }));
                     Input::Welcome(welcome)
                 }
                 ToAgent::Refused { reason } => return End::Refused(reason),
                 ToAgent::Assign(assignment) => Input::Assign(assignment),
                 ToAgent::Withdraw(withdrawal) => {
                     self.fence.take(withdrawal);
+                    continue;
+                }
+                ToAgent::Feedback(feedback) => {
+                    (self.feedback)(feedback);
                     continue;
                 }
                 ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
@@ -177,6 +188,7 @@ impl Inbox<'_> {
                     ToAgent::Welcome(_)
                     | ToAgent::Refused { .. }
                     | ToAgent::Assign(_)
+                    | ToAgent::Feedback(_)
                     | ToAgent::Sync(_),
                 ) => {
                     tracing::debug!("a message that needs the stream came as a datagram");

@@ -260,13 +260,12 @@ fn first_difference(
 /// All cases as the rows of one (a single one twice). `None` where the model or the cases
 /// have no common batch.
 pub(super) fn stack(cases: &[SmokeCase], signature: &ModelSignature) -> Option<SmokeCase> {
-    let is_batched = |spec: &TensorSpec| spec.shape.first() == Some(&-1);
     let first = cases.first()?;
     if !signature
         .inputs
         .iter()
         .chain(&signature.outputs)
-        .all(is_batched)
+        .all(TensorSpec::is_batched)
     {
         return None;
     }

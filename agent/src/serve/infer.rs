@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::config;
 use crate::engine::check::BadInput;
 use crate::execute::{Executor, ExecutorBounds, Priority};
+use crate::recorder::Origin;
 use crate::routes::{Arm, RouteEntry, Routes};
 use crate::shadow::{Copy, Shadow};
 use arms::check;
@@ -34,12 +35,22 @@ pub struct InferRequest {
     pub model: ModelName,
     /// The version that the client insists on.
     pub version: Option<Version>,
-    /// The same key meets the same version.
-    pub sticky_key: String,
+    /// Its name, by which feedback finds its answer.
+    pub id: String,
+    /// The same key meets the same version; none given: the id.
+    pub sticky_key: Option<String>,
+    /// The segment that it is counted under, if the client names one.
+    pub segment: Option<String>,
     /// Its tensors.
     pub inputs: Vec<Tensor>,
     /// The outputs that it wants, in order; empty: all.
     pub outputs: Vec<String>,
+}
+
+impl InferRequest {
+    fn sticky_key(&self) -> &str {
+        self.sticky_key.as_deref().unwrap_or(&self.id)
+    }
 }
 
 /// Who answered.
@@ -209,30 +220,45 @@ impl Inference {
             .ok_or_else(|| InferRefusal::UnknownModel {
                 model: request.model.clone(),
             })?;
+        let origin = self.origin(&entry, &request);
         match request.version {
-            Some(version) => self.answer_as(&entry, version, request).await,
-            None => self.answer_by_route(&entry, request).await,
+            Some(version) => self.answer_as(&entry, version, request, &origin).await,
+            None => self.answer_by_route(&entry, request, &origin).await,
         }
+    }
+
+    fn origin(&self, entry: &RouteEntry, request: &InferRequest) -> Origin {
+        // Whichever version answers: they share the model's segments.
+        let arm = entry
+            .stable
+            .as_ref()
+            .or_else(|| entry.candidate.as_ref().map(|candidate| &candidate.arm));
+        let named = request.segment.as_deref().zip(arm);
+        let segment = named.map(|(name, arm)| arm.series.segment(name));
+        let recorder = self.routes.recorder();
+        recorder.origin(&request.id, request.sticky_key(), segment)
     }
 
     async fn answer_by_route(
         &self,
         entry: &RouteEntry,
         mut request: InferRequest,
+        origin: &Origin,
     ) -> Result<InferAnswer, InferRefusal> {
         let pick = entry
             .route
-            .pick(request.sticky_key.as_bytes(), self.clock.now());
+            .pick(request.sticky_key().as_bytes(), self.clock.now());
         let (stable, candidate) = (entry.stable.as_ref(), entry.candidate.as_ref());
         match (pick, stable, candidate) {
             (Pick::Candidate { .. }, stable, Some(candidate)) => {
-                self.answer_on_trial(candidate, stable, request).await
+                self.answer_on_trial(candidate, stable, request, origin)
+                    .await
             }
             (Pick::StableAndShadow { .. }, Some(stable), candidate) => {
                 let given = std::mem::take(&mut request.inputs);
                 let inputs = check(stable, &request, given)?;
                 let answer = self
-                    .answer_by_right(stable, &inputs, AnsweredBy::Stable)
+                    .answer_by_right(stable, &inputs, AnsweredBy::Stable, origin)
                     .await?;
                 if let Some(candidate) = candidate {
                     self.shadow.offer(Copy {
@@ -240,13 +266,13 @@ impl Inference {
                         arm: candidate.arm.clone(),
                         inputs,
                         stable: Arc::clone(&answer.outputs),
+                        origin: origin.clone(),
                     });
                 }
                 Ok(answer)
             }
             (Pick::Stable(_) | Pick::Candidate { .. }, Some(stable), _) => {
-                self.answer_stable_alone(stable, request, AnsweredBy::Stable)
-                    .await
+                self.answer_stable_alone(stable, request, origin).await
             }
             (
                 Pick::Nobody
@@ -267,12 +293,11 @@ impl Inference {
         entry: &RouteEntry,
         version: Version,
         request: InferRequest,
+        origin: &Origin,
     ) -> Result<InferAnswer, InferRefusal> {
         let is_asked = |arm: &&Arm| arm.prepared.version.version == version;
         if let Some(stable) = entry.stable.as_ref().filter(is_asked) {
-            return self
-                .answer_stable_alone(stable, request, AnsweredBy::Stable)
-                .await;
+            return self.answer_stable_alone(stable, request, origin).await;
         }
         let now = self.clock.now();
         let answers = entry.route.candidate.as_ref().is_some_and(|candidate| {
@@ -284,7 +309,7 @@ impl Inference {
         });
         match &entry.candidate {
             Some(candidate) if answers && is_asked(&&candidate.arm) => {
-                self.answer_on_trial(candidate, None, request).await
+                self.answer_on_trial(candidate, None, request, origin).await
             }
             Some(_) | None => Err(InferRefusal::UnknownVersion {
                 model: request.model,
@@ -297,11 +322,12 @@ impl Inference {
         &self,
         stable: &Arm,
         mut request: InferRequest,
-        by: AnsweredBy,
+        origin: &Origin,
     ) -> Result<InferAnswer, InferRefusal> {
         let inputs = std::mem::take(&mut request.inputs);
         let inputs = check(stable, &request, inputs)?;
-        self.answer_by_right(stable, &inputs, by).await
+        self.answer_by_right(stable, &inputs, AnsweredBy::Stable, origin)
+            .await
     }
 
     /// The time that requests are judged by.

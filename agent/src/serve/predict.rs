@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use rollcall_agent_core::tensor::Tensor;
+use rollcall_shared::feedback::{TAG, is_tag};
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::limits::{INFER_BODY_BYTES_MAX, TEXT_BYTES_MAX};
 use rollcall_shared::version::Version;
@@ -27,6 +28,9 @@ use crate::engine::json::{JsonTensor, TensorJson, TensorParameters};
 
 /// Requests with the same value meet the same version.
 pub const KEY_HEADER: HeaderName = HeaderName::from_static("x-rollcall-key");
+/// Requests with the same value are counted together, beside all; `parameters.segment` of
+/// the body goes before it.
+pub const SEGMENT_HEADER: HeaderName = HeaderName::from_static("rollcall-segment");
 /// Which version answered.
 pub const VERSION_HEADER: HeaderName = HeaderName::from_static("x-rollcall-version");
 /// As what: `stable`, `candidate` or `fallback`.
@@ -39,7 +43,7 @@ const BINARY_HEADER: HeaderName = HeaderName::from_static("inference-header-cont
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger bodies are read by a blocking thread: two threads do all the I/O.
-const INLINE_PARSE_BYTES_MAX: usize = 128 << 10;
+pub(super) const INLINE_PARSE_BYTES_MAX: usize = 128 << 10;
 
 /// Memory is reserved for a declared length up to here; the rest as it arrives.
 const RESERVE_BYTES_MAX: usize = 1 << 20;
@@ -51,6 +55,15 @@ struct InferBody {
     inputs: Vec<JsonTensor>,
     #[serde(default)]
     outputs: Vec<WantedOutput>,
+    #[serde(default)]
+    parameters: Option<RequestParameters>,
+}
+
+/// Those that we read; others are let pass.
+#[derive(Default, Deserialize)]
+struct RequestParameters {
+    #[serde(default)]
+    segment: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -104,17 +117,28 @@ async fn predict(
         .map_err(|e| not_found(format!("{e}")))?;
     let (parts, body) = request.into_parts();
     check_headers(&parts.headers)?;
-    let (bytes, _room) = read_body(app, &parts.headers, body).await?;
-    let (id, inputs, outputs) = parse(bytes).await?;
+    let (bytes, _room) = read_body(app, &parts.headers, body, INFER_BODY_BYTES_MAX).await?;
+    let Parsed {
+        id,
+        segment,
+        inputs,
+        outputs,
+    } = parse(bytes).await?;
+    let segment = match segment {
+        Some(segment) => Some(segment),
+        None => segment_of(&parts.headers)?,
+    };
     let id = id
         .or_else(|| header_text(&parts.headers, &REQUEST_ID_HEADER))
         .unwrap_or_else(|| app.ids.make());
-    let sticky_key = header_text(&parts.headers, &KEY_HEADER).unwrap_or_else(|| id.clone());
+    let sticky_key = header_text(&parts.headers, &KEY_HEADER);
     let wanted = outputs.clone();
     let request = InferRequest {
         model: model.clone(),
         version,
+        id: id.clone(),
         sticky_key,
+        segment,
         inputs,
         outputs,
     };
@@ -128,7 +152,35 @@ fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     (!text.is_empty() && text.len() <= TEXT_BYTES_MAX).then_some(text)
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), HttpError> {
+fn segment_of(headers: &HeaderMap) -> Result<Option<String>, HttpError> {
+    let Some(value) = headers.get(SEGMENT_HEADER) else {
+        return Ok(None);
+    };
+    let segment = std::str::from_utf8(value.as_bytes()).map_err(|_| {
+        HttpError::new(
+            StatusCode::BAD_REQUEST,
+            format!("the header {SEGMENT_HEADER} is not UTF-8: a segment is a {TAG}"),
+        )
+    })?;
+    check_segment(segment)?;
+    Ok(Some(segment.to_owned()))
+}
+
+fn check_segment(segment: &str) -> Result<(), HttpError> {
+    if is_tag(segment) {
+        return Ok(());
+    }
+    let shown: String = segment.chars().take(60).collect();
+    Err(HttpError::new(
+        StatusCode::BAD_REQUEST,
+        format!(
+            "{shown:?} is no segment: give a {TAG}, e.g. a country, and let the keys of \
+             customers be sticky keys"
+        ),
+    ))
+}
+
+pub(super) fn check_headers(headers: &HeaderMap) -> Result<(), HttpError> {
     if headers.contains_key(BINARY_HEADER) {
         return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
@@ -148,19 +200,20 @@ fn check_headers(headers: &HeaderMap) -> Result<(), HttpError> {
     }
 }
 
-fn too_large() -> HttpError {
+fn too_large(bytes_max: usize) -> HttpError {
     HttpError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
-        format!("a request has at most {INFER_BODY_BYTES_MAX} bytes; split it"),
+        format!("a request has at most {bytes_max} bytes; split it"),
     )
 }
 
 /// The whole body, and the room that it takes until the request is done. A body that
 /// does not tell its length takes room as it grows.
-async fn read_body(
+pub(super) async fn read_body(
     app: &App,
     headers: &HeaderMap,
     mut body: Body,
+    bytes_max: usize,
 ) -> Result<(Bytes, OwnedSemaphorePermit), HttpError> {
     let declared = headers
         .get(header::CONTENT_LENGTH)
@@ -168,8 +221,8 @@ async fn read_body(
     let declared = declared
         .and_then(|length| length.parse::<usize>().ok())
         .unwrap_or(0);
-    if declared > INFER_BODY_BYTES_MAX {
-        return Err(too_large());
+    if declared > bytes_max {
+        return Err(too_large(bytes_max));
     }
     let mut kib = declared.div_ceil(1_024).max(1);
     let mut room = take_room(app, kib)?;
@@ -183,8 +236,8 @@ async fn read_body(
                 continue;
             };
             let length = bytes.len() + data.len();
-            if length > INFER_BODY_BYTES_MAX {
-                return Err(too_large());
+            if length > bytes_max {
+                return Err(too_large(bytes_max));
             }
             let more = length.div_ceil(1_024).saturating_sub(kib);
             if more > 0 {
@@ -218,7 +271,12 @@ fn take_room(app: &App, kib: usize) -> Result<OwnedSemaphorePermit, HttpError> {
         })
 }
 
-type Parsed = (Option<String>, Vec<Tensor>, Vec<String>);
+struct Parsed {
+    id: Option<String>,
+    segment: Option<String>,
+    inputs: Vec<Tensor>,
+    outputs: Vec<String>,
+}
 
 async fn parse(bytes: Bytes) -> Result<Parsed, HttpError> {
     if bytes.len() <= INLINE_PARSE_BYTES_MAX {
@@ -241,6 +299,8 @@ fn parse_json(bytes: &[u8]) -> Result<Parsed, HttpError> {
     if body.id.as_ref().is_some_and(|id| id.len() > TEXT_BYTES_MAX) {
         return Err(bad(format!("an id has at most {TEXT_BYTES_MAX} bytes")));
     }
+    let segment = body.parameters.and_then(|parameters| parameters.segment);
+    segment.as_deref().map_or(Ok(()), check_segment)?;
     let mut inputs = Vec::with_capacity(body.inputs.len());
     for tensor in body.inputs {
         let TensorParameters {
@@ -259,11 +319,12 @@ fn parse_json(bytes: &[u8]) -> Result<Parsed, HttpError> {
         );
     }
     let id = body.id.filter(|id| !id.is_empty());
-    Ok((
+    Ok(Parsed {
         id,
+        segment,
         inputs,
-        body.outputs.into_iter().map(|output| output.name).collect(),
-    ))
+        outputs: body.outputs.into_iter().map(|output| output.name).collect(),
+    })
 }
 
 fn respond(

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use quinn::{Connection, Endpoint};
@@ -24,7 +24,7 @@ use rollcall_shared::signing::SigningKey;
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::wire::{
     ArtifactAnswer, ArtifactRequest, EnrollAnswer, EnrollRequest, FromAgent, FromAgentReport,
-    HeartbeatAnswer, ToAgent, Welcome,
+    HeartbeatAnswer, PROTOCOL, PROTOCOL_QUALITY, ToAgent, Welcome,
 };
 use rollcall_transport::admission::{Admission, Admitted, RevokedCertificates};
 use rollcall_transport::ca::{CaCertificate, FleetCa};
@@ -65,6 +65,8 @@ struct Shared {
     cut_next: AtomicBool,
     spoil_next: AtomicBool,
     answers_heartbeats: AtomicBool,
+    protocol: AtomicU16,
+    report_every_ms: AtomicU64,
 }
 
 pub struct Heard {
@@ -110,6 +112,8 @@ impl Coordinator {
             cut_next: AtomicBool::new(false),
             spoil_next: AtomicBool::new(false),
             answers_heartbeats: AtomicBool::new(true),
+            protocol: AtomicU16::new(PROTOCOL),
+            report_every_ms: AtomicU64::new(100),
         });
         let coordinator = Self {
             shared,
@@ -125,6 +129,17 @@ impl Coordinator {
                 reports: report_receiver,
             },
         )
+    }
+
+    /// Be a coordinator of an older protocol.
+    pub fn speak(&self, protocol: u16) {
+        self.shared.protocol.store(protocol, Ordering::SeqCst);
+    }
+
+    /// Ask for reports of windows this long.
+    pub fn report_every(&self, window: std::time::Duration) {
+        let millis = u64::try_from(window.as_millis()).unwrap();
+        self.shared.report_every_ms.store(millis, Ordering::SeqCst);
     }
 
     pub fn token(&self, secret: &str) -> String {
@@ -297,9 +312,9 @@ impl Shared {
         *self.live.lock().unwrap() = Some((connection.clone(), sender.clone()));
         let snapshot = self.snapshot.lock().unwrap().clone();
         let welcome = Welcome {
-            protocol: 1,
+            protocol: self.protocol.load(Ordering::SeqCst),
             heartbeat_every_ms: 100,
-            report_every_ms: 100,
+            report_every_ms: self.report_every_ms.load(Ordering::SeqCst),
             snapshot,
         };
         writer.send(&ToAgent::Welcome(welcome)).await.ok()?;
@@ -368,8 +383,13 @@ impl Shared {
     async fn read_reports(self: Arc<Self>, connection: Connection) {
         while let Ok(receive) = connection.accept_uni().await {
             let mut reader = FrameReader::new(receive);
-            if let Ok(Some(FromAgentReport::Report(report))) = reader.next().await {
-                let _ = self.reports.try_send(report);
+            let Ok(Some(sent)) = reader.next::<FromAgentReport>().await else {
+                continue;
+            };
+            // A coordinator of an older protocol could not read the newer shape.
+            let is_new = matches!(sent, FromAgentReport::Report(_));
+            if is_new == (self.protocol.load(Ordering::SeqCst) >= PROTOCOL_QUALITY) {
+                let _ = self.reports.try_send(sent.into_report());
             }
         }
     }

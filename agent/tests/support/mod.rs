@@ -176,17 +176,32 @@ impl Bench {
     }
 
     pub fn load(&self, version: &str) -> VersionRef {
+        self.load_as(version, Metadata::default())
+    }
+
+    pub fn load_as(&self, version: &str, metadata: Metadata) -> VersionRef {
         let path = bundle(version).join(MODEL_FILE);
         let files = LoadFiles {
             model: path.clone(),
             others: Default::default(),
         };
         let loaded = Tract::new().load(&files, &signature()).unwrap();
-        self.install(version, &std::fs::read(path).unwrap(), loaded)
+        let bytes = std::fs::read(path).unwrap();
+        let mut manifest = manifest(version, &bytes);
+        manifest.metadata = metadata;
+        self.install_manifest(manifest, &bytes, loaded)
     }
 
     pub fn install(&self, version: &str, bytes: &[u8], loaded: Arc<dyn LoadedModel>) -> VersionRef {
-        let manifest = manifest(version, bytes);
+        self.install_manifest(manifest(version, bytes), bytes, loaded)
+    }
+
+    fn install_manifest(
+        &self,
+        manifest: Manifest,
+        bytes: &[u8],
+        loaded: Arc<dyn LoadedModel>,
+    ) -> VersionRef {
         let version = VersionRef {
             version: manifest.version,
             digest: Digest::of(bytes),

@@ -246,6 +246,8 @@ impl Coordinator {
                 version,
                 reason,
             } => self.on_rehearse(turn, actor, &model, version, reason),
+            Command::PushFeedback { model, items } => self.on_feedback(turn, model, items),
+            Command::RecordKpi { model, record } => self.on_record_kpi(&model, &record),
             Command::CreateToken {
                 id,
                 secret_hash,

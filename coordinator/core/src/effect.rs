@@ -34,6 +34,14 @@ pub enum Effect {
         /// What.
         message: ToAgent,
     },
+    /// Send to some agents, encoded once, what may get lost: it is dropped for those that are
+    /// gone or have much to read, and nobody is disconnected for it.
+    Offer {
+        /// Connections of agents that can read it.
+        to: Vec<ConnectionId>,
+        /// What.
+        message: ToAgent,
+    },
     /// Close a connection.
     Disconnect {
         /// Whose.
@@ -123,6 +131,15 @@ pub enum Done {
         model: ModelName,
         /// The record that began it.
         rehearsal: u64,
+    },
+    /// Labels and outcomes are on their way.
+    FeedbackSent {
+        /// Connected nodes that host the model and are sent them.
+        nodes: usize,
+        /// Others that are too old to read them.
+        too_old: usize,
+        /// The first hundred of these.
+        too_old_nodes: Vec<NodeId>,
     },
     /// A node is in the fleet; its certificate may be signed.
     Enrolled {

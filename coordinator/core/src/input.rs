@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_shared::digest::Digest;
+use rollcall_shared::feedback::FeedbackItem;
 use rollcall_shared::ids::{ConnectionId, ModelName, NodeId, RolloutId};
 use rollcall_shared::manifest::{Manifest, SignedManifest};
 use rollcall_shared::plan::Plan;
@@ -11,6 +12,8 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 use rollcall_shared::wire::{FromAgent, Hello};
 use serde::{Deserialize, Serialize};
+
+pub use crate::rollout::outcomes::KpiRecord;
 
 /// Everything that can happen to a coordinator.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +100,7 @@ pub enum Actor {
 pub enum Role {
     /// Look. Every token may.
     Viewer,
-    /// Roll back, pause, quarantine: the safe direction.
+    /// Roll back, pause, quarantine: the safe direction. And tell what came of answers.
     Operator,
     /// Push versions; start, resume and advance rollouts.
     Promoter,
@@ -175,6 +178,20 @@ pub enum Command {
         version: Option<Version>,
         /// Why.
         reason: String,
+    },
+    /// Hand labels and outcomes to the agents that host a model. Best effort, not recorded.
+    PushFeedback {
+        /// Of which model.
+        model: ModelName,
+        /// At most [`rollcall_shared::limits::FEEDBACK_ITEMS_MAX`].
+        items: Vec<FeedbackItem>,
+    },
+    /// Add outcomes to the evidence of a model's live rollout. Memory only, as all evidence.
+    RecordKpi {
+        /// Of which model.
+        model: ModelName,
+        /// What was seen.
+        record: KpiRecord,
     },
     /// Make a token. The secret is made and shown by the shell; only its hash comes here.
     CreateToken {

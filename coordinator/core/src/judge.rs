@@ -59,7 +59,7 @@ use serde::{Deserialize, Serialize};
 use self::rules::{Kind, Rule};
 use self::watch::{Line, Watch};
 
-/// How certain agreement must be to pass. A wrong pass leads to the next stage, where the
+/// How certain agreement, and errors that must be proven, are to pass. A wrong pass leads to the next stage, where the
 /// candidate is judged again; a wrong failure ends the rollout.
 const PASS_ALPHA: f64 = 0.05;
 
@@ -269,6 +269,10 @@ impl<'a> Bench<'a> {
             .and_then(|group| self.watch.culprit(self.line, index, group));
         let keeps = seen.value.is_some_and(|value| match rule.metric {
             Metric::Agreement => self.agreement_is_certain(rule.most),
+            Metric::ErrorRate if policy.prove_errors => {
+                let kept = self.line.battery.log_e_kept(index);
+                value <= threshold && kept.is_none_or(|log_e| log_e >= -PASS_ALPHA.ln())
+            }
             _ => value <= threshold,
         });
         let enough = seen.samples >= policy.min_requests

@@ -12,6 +12,7 @@
 //! | `fleet` | nodes: connections, hello, heartbeats, receipts, quarantine |
 //! | `assign`, [`cohort`] | what a node should do; who is in a node cohort |
 //! | `rollout`, `approvals`, [`judge`] | the trip of a candidate, its gates, its verdicts |
+//! | `feedback` | labels and outcomes on their way to the agents |
 //! | `rollback`, `rehearsal` | withdrawals and who has answered them; what one would come to |
 //! | `registry`, `tokens`, `roles` | versions; who may speak; who may do what |
 //! | [`view`] | what the API shows |
@@ -24,6 +25,7 @@ mod assign;
 pub mod cohort;
 pub mod coordinator;
 pub mod effect;
+mod feedback;
 mod fleet;
 pub mod input;
 pub mod judge;

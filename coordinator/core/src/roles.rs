@@ -33,6 +33,9 @@ const fn needed(command: &Command) -> Needed {
         | Command::Advance { .. }
         | Command::Archive { .. }
         | Command::Restore { .. } => Needed::OneOf(&[Role::Promoter]),
+        Command::PushFeedback { .. } | Command::RecordKpi { .. } => {
+            Needed::OneOf(&[Role::Operator])
+        }
         Command::CreateToken { .. }
         | Command::RevokeToken { .. }
         | Command::RevokeNode { .. }

@@ -16,6 +16,7 @@
 mod commands;
 mod evidence;
 pub(crate) mod gates;
+pub(crate) mod outcomes;
 mod preview;
 mod trial;
 

@@ -151,6 +151,9 @@ pub(crate) struct Rollout {
     pub(crate) plan: Plan,
     pub(crate) started_by: Actor,
     pub(crate) started_at: Timestamp,
+    /// The generation that began it.
+    #[serde(default)]
+    pub(crate) begun: Generation,
     pub(crate) phase: Phase,
     /// The last stage that was entered; `None` while staging.
     pub(crate) stage: Option<StageNow>,

@@ -230,6 +230,7 @@ fn text(version: &VersionView) -> String {
                 or_dash(metadata.feature_version.as_ref())
             ),
         ),
+        ("Drift", joined(metadata.drift.keys())),
         ("Commit", or_dash(metadata.git_commit.as_ref())),
         (
             "Metrics",

@@ -224,6 +224,11 @@ impl Outbox {
         }
     }
 
+    /// Queues what may get lost where that leaves room for what may not.
+    fn offer(&self, frame: &Bytes) -> bool {
+        self.queue.capacity() > QUEUE_MAX / 2 && self.queue.try_send(frame.clone()).is_ok()
+    }
+
     fn send_datagram(&self, frame: &Bytes) -> bool {
         frame.len() - HEADER_BYTES <= DATAGRAM_BYTES_MAX
             && send_encoded_datagram(&self.connection, frame.slice(HEADER_BYTES..)).is_ok()
@@ -351,6 +356,26 @@ impl Agents {
         let outbox = lock(&self.outboxes).get(&connection).cloned();
         if let Some(outbox) = outbox {
             outbox.send(message);
+        }
+    }
+
+    /// Sends to some connections what may get lost, encoded once.
+    pub fn offer(&self, to: &[ConnectionId], message: &ToAgent) {
+        let frame = match codec::encode_frame(message) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(%error, "a message cannot be encoded");
+                return;
+            }
+        };
+        let outboxes = lock(&self.outboxes);
+        let found = to.iter().filter_map(|connection| outboxes.get(connection));
+        let dropped = found.filter(|outbox| !outbox.offer(&frame)).count();
+        if dropped > 0 {
+            tracing::info!(
+                dropped,
+                "agents have too much to read for what may get lost"
+            );
         }
     }
 

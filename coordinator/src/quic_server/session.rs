@@ -13,7 +13,7 @@ use quinn::Connection;
 use rollcall_coordinator_core::input::Input;
 use rollcall_shared::codec;
 use rollcall_shared::ids::{ConnectionId, NodeId};
-use rollcall_shared::limits::SERIES_PER_REPORT_MAX;
+use rollcall_shared::limits::REPORT_BYTES_MAX;
 use rollcall_shared::wire::{FromAgent, FromAgentReport, Hello};
 use rollcall_transport::beacon::{End, Listening, NoKey};
 use rollcall_transport::channel::{ChannelError, FrameReader, FrameWriter, priority};
@@ -36,9 +36,6 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A control message after `Hello`: 64 models' generations take 4 KiB.
 const CONTROL_BYTES_MAX: usize = 64 << 10;
-
-/// A report of all series with full histograms takes less.
-const REPORT_BYTES_MAX: usize = 1 << 20;
 
 /// Artifact streams that an agent may let stall on one connection: as many as it may have open.
 const STALLS_MAX: u32 = rollcall_transport::endpoint::ARTIFACT_STREAMS_MAX;
@@ -313,16 +310,14 @@ impl Session<'_> {
                 tokio::time::sleep(wait).await;
             }
             let report = match read {
-                Ok(Ok(Some(FromAgentReport::Report(report)))) => report,
+                Ok(Ok(Some(sent))) => sent.into_report(),
                 Ok(Ok(None)) | Err(_) => continue,
                 Ok(Err(ChannelError::Io(_))) => continue,
                 Ok(Err(error)) => return Err(error.into()),
             };
-            if report.series.len() > SERIES_PER_REPORT_MAX {
-                return Err(SessionError::Protocol(format!(
-                    "a report of more than {SERIES_PER_REPORT_MAX} series"
-                )));
-            }
+            report
+                .check()
+                .map_err(|what| SessionError::Protocol(format!("a report {what}")))?;
             let (connection, node) = (self.id, self.node.clone());
             self.context
                 .core

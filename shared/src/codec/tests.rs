@@ -1,16 +1,23 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::assignment::{VersionRef, Withdrawal};
 use crate::digest::Digest;
+use crate::feedback::{Feedback, FeedbackItem};
+use crate::histogram::Histogram;
 use crate::ids::{Generation, ModelName, RolloutId};
 use crate::limits::DATAGRAM_BYTES_MAX;
-use crate::report::ReadyState;
+use crate::report::{
+    CALIBRATION_BINS, CalibrationBin, ClassCounts, Counts, Gpu, Moments, Quality, ReadyState,
+    Report, Resources, Role, SCORE_BINS, Segment, Series,
+};
 use crate::version::Version;
 use crate::wire::{
-    FromAgent, FromAgentReport, Heartbeat, Hello, Missing, Rehearsal, Rehearsed, ToAgent,
+    FromAgent, FromAgentReport, Heartbeat, Hello, Missing, PROTOCOL, PROTOCOL_QUALITY, Rehearsal,
+    Rehearsed, ToAgent,
 };
 
 fn withdrawal() -> Withdrawal {
@@ -50,6 +57,94 @@ fn hello() -> FromAgent {
     })
 }
 
+fn latencies(micros: impl IntoIterator<Item = u64>) -> Histogram {
+    let mut latency = Histogram::default();
+    for micros in micros {
+        latency.record(Duration::from_micros(micros));
+    }
+    latency
+}
+
+fn resources() -> Resources {
+    Resources {
+        cpu_percent: 12.5,
+        memory_used: 1 << 30,
+        memory_total: 8 << 30,
+        process_memory: 100 << 20,
+        process_cpu_percent: 3.25,
+        disk_free: 5 << 30,
+        disk_total: 50 << 30,
+        cache_bytes: 4_096,
+        gpus: vec![Gpu {
+            name: "H200".to_owned(),
+            utilization_percent: 40,
+            memory_used: 1 << 33,
+            memory_total: 1 << 37,
+            temperature_celsius: Some(51),
+            power_watts: Some(310.5),
+        }],
+    }
+}
+
+/// Something in every field, and not the same in two of them.
+fn report() -> Report {
+    let quality = Quality {
+        scores: vec![0, 1, 2],
+        named: BTreeMap::from([("cat".to_owned(), 3), ("other".to_owned(), 300)]),
+        labelled: BTreeMap::from([(
+            "cat".to_owned(),
+            ClassCounts {
+                predicted: 6,
+                actual: 5,
+                correct: 4,
+            },
+        )]),
+        calibration: vec![CalibrationBin {
+            count: 6,
+            confidence: 5.5,
+            correct: 4,
+        }],
+        kpis: BTreeMap::from([(
+            "spend".to_owned(),
+            Moments {
+                count: 2,
+                sum: 3.5,
+                squares: 6.25,
+            },
+        )]),
+        features: BTreeMap::from([("age".to_owned(), vec![8, 9])]),
+    };
+    let counts = Counts {
+        requests: 7,
+        errors: 2,
+        timeouts: 1,
+        fallbacks: 3,
+        failed_keys: 2,
+        latency: latencies([900, 1_000, 1_100, 25_000]),
+        compared: 5,
+        agreed: 4,
+        shed: 6,
+        quality,
+    };
+    Report {
+        window: 300,
+        duration_ms: 1_000,
+        series: vec![Series {
+            model: ModelName::new("digits").unwrap(),
+            version: withdrawal().withdrawn,
+            role: Role::Candidate,
+            generation: Generation(12),
+            counts: counts.clone(),
+            segments: vec![Segment {
+                name: "eu".to_owned(),
+                counts,
+            }],
+        }],
+        series_dropped: 9,
+        resources: resources(),
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -77,6 +172,10 @@ fn the_bytes_of_protocol_1_never_change() {
                 held: vec![(ModelName::new("digits").unwrap(), Generation(12))],
             }))
             .unwrap(),
+        ),
+        (
+            "report",
+            encode_frame(&FromAgentReport::new(report(), 1)).unwrap(),
         ),
     ];
     assert_eq!(
@@ -120,6 +219,127 @@ fn the_bytes_that_protocol_2_added_never_change() {
         include_str!("golden-protocol-2.txt"),
         "a running fleet could not read this: append a variant instead"
     );
+}
+
+#[test]
+fn the_bytes_that_protocol_3_added_never_change() {
+    let feedback = Feedback {
+        model: ModelName::new("digits").unwrap(),
+        items: vec![
+            FeedbackItem {
+                id: "order-7".to_owned(),
+                row: None,
+                label: Some("cat".to_owned()),
+                kpis: BTreeMap::new(),
+            },
+            FeedbackItem {
+                id: "order-8".to_owned(),
+                row: Some(300),
+                label: None,
+                kpis: BTreeMap::from([("spend".to_owned(), 12.5)]),
+            },
+        ],
+    };
+    let frames = [
+        (
+            "report",
+            encode_frame(&FromAgentReport::new(report(), 3)).unwrap(),
+        ),
+        (
+            "feedback",
+            encode_frame(&ToAgent::Feedback(feedback.clone())).unwrap(),
+        ),
+    ];
+    let read = take_frame(&mut BytesMut::from(&frames[1].1[..]));
+    assert_eq!(read, Ok(Some(ToAgent::Feedback(feedback))));
+    assert_eq!(
+        lines(&frames),
+        include_str!("golden-protocol-3.txt"),
+        "a running fleet could not read this: append a variant instead"
+    );
+}
+
+#[test]
+fn a_report_is_what_it_was_whichever_protocol_it_comes_by_as_far_as_that_knows_it() {
+    for protocol in 1..=PROTOCOL {
+        let frame = encode_frame(&FromAgentReport::new(report(), protocol)).unwrap();
+        let read: FromAgentReport = take_frame(&mut BytesMut::from(&frame[..]))
+            .unwrap()
+            .unwrap();
+        let mut expected = report();
+        if protocol < PROTOCOL_QUALITY {
+            let series = &mut expected.series[0];
+            series.segments.clear();
+            series.counts.quality = Quality::default();
+            // Nobody told failures apart by whom they hit.
+            series.counts.failed_keys = 3;
+        }
+        assert_eq!(read.into_report(), expected);
+    }
+}
+
+/// A candidate beside stable, each with ten classes and two segments, at 800 requests a second.
+#[test]
+fn a_typical_report_takes_less_than_a_kibibyte() {
+    let counts = |requests: u64| Counts {
+        requests,
+        errors: requests / 200,
+        failed_keys: requests / 250,
+        // The middle four fifths of a lognormal are about this wide.
+        latency: latencies((0..requests).map(|i| 900 + i * 2_000 / requests)),
+        quality: Quality {
+            scores: (0..SCORE_BINS as u64)
+                .map(|bin| bin * requests / 200)
+                .collect(),
+            named: (0..10)
+                .map(|class| (class.to_string(), requests / 10))
+                .collect(),
+            ..Quality::default()
+        },
+        ..Counts::default()
+    };
+    let series = |role, requests| Series {
+        model: ModelName::new("fraud-detector").unwrap(),
+        version: withdrawal().withdrawn,
+        role,
+        generation: Generation(1_234),
+        counts: counts(requests),
+        segments: [("eu", requests * 3 / 4), ("us", requests / 4)]
+            .map(|(name, requests)| Segment {
+                name: name.to_owned(),
+                counts: counts(requests),
+            })
+            .into(),
+    };
+    let mut report = Report {
+        window: 86_400,
+        duration_ms: 1_003,
+        series: vec![series(Role::Stable, 720), series(Role::Candidate, 80)],
+        series_dropped: 0,
+        resources: resources(),
+    };
+    let bytes = |report: &Report| {
+        let sent = FromAgentReport::new(report.clone(), PROTOCOL);
+        encode_frame(&sent).unwrap().len()
+    };
+    assert!(bytes(&report) < 1_024, "{} bytes", bytes(&report));
+    // Labels of every class for all of it: still less than two packets.
+    for series in &mut report.series {
+        let counts = ClassCounts {
+            predicted: 8,
+            actual: 8,
+            correct: 7,
+        };
+        let classes = (0..10).map(|class| (class.to_string(), counts));
+        series.counts.quality.labelled = classes.collect();
+        let bin = CalibrationBin {
+            count: 5,
+            confidence: 4.5,
+            correct: 4,
+        };
+        series.counts.quality.calibration = vec![bin; CALIBRATION_BINS];
+    }
+    assert!(bytes(&report) < 2_048, "{} bytes", bytes(&report));
 }
 
 #[test]

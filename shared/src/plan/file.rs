@@ -48,6 +48,7 @@ struct PolicyFile {
     agreement_min: Option<f64>,
     min_requests: Option<u64>,
     alpha: Option<f64>,
+    prove_errors: bool,
     min_labels: Option<u64>,
     drift_max: Option<f64>,
     accuracy_min: Option<f64>,
@@ -188,6 +189,7 @@ impl PolicyFile {
                 }
                 alpha => alpha.unwrap_or(preset.alpha),
             },
+            prove_errors: self.prove_errors,
             min_labels: self.min_labels.unwrap_or(preset.min_labels).max(2),
             drift_max: positive("drift_max", self.drift_max)?,
             accuracy_min: fraction("accuracy_min", self.accuracy_min)?,

@@ -300,6 +300,7 @@ impl Agents {
         for (index, Credentials { identity, ca }) in credentials.into_iter().enumerate() {
             let counted = Arc::clone(&delays);
             let config = LinkConfig {
+                feedback: Box::new(drop),
                 endpoint: endpoints[index % ENDPOINTS].clone(),
                 client: agent_config(&identity, &ca)?,
                 coordinators: vec![coordinator.to_string()],

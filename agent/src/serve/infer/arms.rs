@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rollcall_agent_core::answer::Rows;
 use rollcall_agent_core::breaker::Transition;
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::tensor::Tensor;
@@ -19,7 +20,7 @@ use super::{AnsweredBy, InferAnswer, InferRefusal, InferRequest, Inference};
 use crate::engine::InferError;
 use crate::engine::check::check_inputs;
 use crate::execute::{ExecuteError, Executor};
-use crate::recorder::Outcome;
+use crate::recorder::{Failure, Origin};
 use crate::routes::{Arm, CandidateArm};
 
 /// How a run on one arm ended.
@@ -54,12 +55,12 @@ impl Inference {
         arm: &Arm,
         inputs: &Arc<Vec<Tensor>>,
         by: AnsweredBy,
+        origin: &Origin,
     ) -> Result<InferAnswer, InferRefusal> {
         let began = self.clock.now();
         let error = match run(&self.stable, arm, inputs, self.stable_timeout).await {
             Ok(outputs) => {
-                arm.series
-                    .record(Outcome::Answered(self.clock.now().since(began)));
+                self.credit(arm, inputs, &outputs, began, origin);
                 return Ok(InferAnswer {
                     version: arm.prepared.version,
                     by,
@@ -71,8 +72,8 @@ impl Inference {
         match &error {
             // The node is short of room, which is no fault of the version.
             RunError::Full => return Err(InferRefusal::Overloaded),
-            RunError::TimedOut => arm.series.record(Outcome::TimedOut { fallback: false }),
-            RunError::Failed(_) => arm.series.record(Outcome::Failed { fallback: false }),
+            RunError::TimedOut => self.blame(arm, Failure::TimedOut, false, origin),
+            RunError::Failed(_) => self.blame(arm, Failure::Failed, false, origin),
             RunError::Gone => {}
         }
         Err(error.refusal(&arm.prepared.manifest.model, self.stable_timeout))
@@ -84,6 +85,7 @@ impl Inference {
         candidate: &CandidateArm,
         stable: Option<&Arm>,
         mut request: InferRequest,
+        origin: &Origin,
     ) -> Result<InferAnswer, InferRefusal> {
         let arm = &candidate.arm;
         let given = std::mem::take(&mut request.inputs);
@@ -98,10 +100,18 @@ impl Inference {
             };
             let began = self.clock.now();
             let ran = match own {
-                Ok(own) => self.run_candidate(&request.model, arm, own).await,
+                Ok(own) => {
+                    let ran = self
+                        .run_candidate(&request.model, arm, Arc::clone(&own))
+                        .await;
+                    if let Ok(outputs) = &ran {
+                        self.credit(arm, &own, outputs, began, origin);
+                    }
+                    ran
+                }
                 Err(refusal) => Err(RunError::Failed(refusal.to_string())),
             };
-            self.charge(&request.model, candidate, &ran, began, stable.is_some());
+            self.charge(candidate, &ran, stable.is_some(), origin);
             let (version, by) = (arm.prepared.version, AnsweredBy::Candidate);
             match ran {
                 Ok(outputs) => {
@@ -120,36 +130,51 @@ impl Inference {
         };
         match stable {
             Some(stable) => {
-                self.answer_by_right(stable, &inputs, AnsweredBy::Fallback)
+                self.answer_by_right(stable, &inputs, AnsweredBy::Fallback, origin)
                     .await
             }
             None => Err(refusal),
         }
     }
 
-    /// Counts a run for the candidate, whoever answers in the end. One that was
-    /// withdrawn meanwhile is nobody's to judge.
-    fn charge(
+    /// Counts an answer for the version that gave it, and remembers it for feedback.
+    fn credit(
         &self,
-        model: &ModelName,
-        candidate: &CandidateArm,
-        ran: &Ran,
+        arm: &Arm,
+        inputs: &[Tensor],
+        outputs: &[Tensor],
         began: Timestamp,
-        fallback: bool,
+        origin: &Origin,
     ) {
+        let latency = self.clock.now().since(began);
+        let rows = Rows::of(outputs);
+        arm.series.record_answer(latency, inputs, &rows, origin);
+        self.routes.recorder().remember(&arm.series, &rows, origin);
+    }
+
+    fn blame(&self, arm: &Arm, failure: Failure, fallback: bool, origin: &Origin) {
         let now = self.clock.now();
-        let outcome = match ran {
-            Ok(_) => Outcome::Answered(now.since(began)),
+        arm.series.record_failure(failure, fallback, origin, now);
+    }
+
+    /// Charges what a candidate did not answer, whoever answers in the end, and tells its
+    /// breaker. One that was withdrawn meanwhile is nobody's to judge.
+    fn charge(&self, candidate: &CandidateArm, ran: &Ran, fallback: bool, origin: &Origin) {
+        let arm = &candidate.arm;
+        let model = &arm.prepared.manifest.model;
+        match ran {
+            Ok(_) => {}
             // Candidates get as many threads as stable: who fills them is too slow.
-            Err(RunError::Full | RunError::TimedOut) => Outcome::TimedOut { fallback },
+            Err(RunError::Full | RunError::TimedOut) => {
+                self.blame(arm, Failure::TimedOut, fallback, origin);
+            }
             Err(RunError::Failed(reason)) => {
                 tracing::debug!(%model, reason, "the candidate failed");
-                Outcome::Failed { fallback }
+                self.blame(arm, Failure::Failed, fallback, origin);
             }
             Err(RunError::Gone) => return,
-        };
-        candidate.arm.series.record(outcome);
-        let transition = candidate.breaker.record(ran.is_ok(), now);
+        }
+        let transition = candidate.breaker.record(ran.is_ok(), self.clock.now());
         self.tell(model, candidate, transition);
     }
 

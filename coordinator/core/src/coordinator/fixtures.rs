@@ -65,7 +65,19 @@ pub(crate) fn security(name: &str) -> Actor {
     person(name, [Role::Approver("security".to_owned())])
 }
 
-fn signed(version: Version) -> (SignedManifest, Manifest) {
+/// The version `9.0.0` has the files of 1.0.0.
+pub(crate) const COPY: u64 = 9;
+
+pub(crate) fn signed(version: Version) -> (SignedManifest, Manifest) {
+    let content = if version.major == COPY {
+        1
+    } else {
+        version.major
+    };
+    let content = Version {
+        major: content,
+        ..version
+    };
     let tensor = |name: &str| TensorSpec {
         name: name.to_owned(),
         datatype: DataType::Fp32,
@@ -83,7 +95,7 @@ fn signed(version: Version) -> (SignedManifest, Manifest) {
         files: vec![ManifestFile {
             path: FilePath::new(MODEL_FILE).unwrap(),
             size: 3,
-            digest: Digest::of(version.to_string().as_bytes()),
+            digest: Digest::of(content.to_string().as_bytes()),
         }],
         metadata: Metadata {
             metrics: BTreeMap::from([("accuracy".to_owned(), 0.1 + 0.2)]),
@@ -435,7 +447,7 @@ fn assert_order(effects: &[Effect]) {
     let rank = |effect: &Effect| match effect {
         Effect::Broadcast(_) => 0,
         Effect::Append(_) => 1,
-        Effect::Send { .. } | Effect::Disconnect { .. } => 2,
+        Effect::Send { .. } | Effect::Offer { .. } | Effect::Disconnect { .. } => 2,
         Effect::Reply { .. } => 3,
     };
     let ranks: Vec<u8> = effects.iter().map(rank).collect();

@@ -58,6 +58,15 @@ impl Battery {
         }
     }
 
+    /// `ln` of the e-value against "the candidate's error rate is above the multiple", if that is
+    /// what rule number `rule` is about.
+    pub(super) fn log_e_kept(&self, rule: usize) -> Option<f64> {
+        match self.0.get(rule)? {
+            Test::Errors { multiple, .. } => Some(multiple.log_e_not_worse()),
+            Test::Latency(_) | Test::Limit { .. } => None,
+        }
+    }
+
     /// What counts against rule number `rule` in a sample.
     pub(super) fn hits(&self, rule: usize, sample: &Sample) -> Trials {
         self.0

@@ -29,6 +29,9 @@ pub(super) fn findings(policy: &Policy, watch: &Watch) -> Vec<Finding> {
     let (candidate, stable) = (&watch.all.seen.candidate, &watch.all.seen.stable);
     let mut findings = Vec::new();
     findings.extend(drift(policy, candidate, stable));
+    for (name, training) in &watch.trained_on {
+        findings.extend(feature_drift(policy, name, candidate, training));
+    }
     findings.extend(labels(policy, &candidate.quality, &stable.quality));
     findings.extend(calibration(policy, &candidate.quality, &stable.quality));
     findings.extend(bias(policy, watch));
@@ -69,6 +72,32 @@ fn drift(policy: &Policy, candidate: &Counts, stable: &Counts) -> Option<Finding
         told.candidate = Some(seen.psi);
         told.threshold = most.max(seen.null);
         if !seen.exceeds(most) && candidate.requests >= policy.min_requests {
+            told.outcome = Outcome::Pass;
+        }
+    }
+    Some(told)
+}
+
+/// Of the inputs, from what the version was trained on. Both versions get the same inputs: this
+/// says whether the candidate was trained for what comes in now.
+fn feature_drift(
+    policy: &Policy,
+    name: &str,
+    candidate: &Counts,
+    training: &[u64],
+) -> Option<Finding> {
+    let most = policy.drift_max?;
+    let seen = candidate.quality.features.get(name).map(Vec::as_slice);
+    let seen = seen.unwrap_or_default();
+    let sum = |counts: &[u64]| counts.iter().sum::<u64>();
+    let rule =
+        format!("inputs of {name} drift from training by at most {most} (PSI), beyond chance");
+    let samples = (sum(seen), sum(training));
+    let mut told = finding(Metric::Drift, most, samples, rule);
+    if let Some(drift) = Drift::between_bins(seen, training, policy.alpha) {
+        told.candidate = Some(drift.psi);
+        told.threshold = most.max(drift.null);
+        if !drift.exceeds(most) && samples.0 >= policy.min_requests {
             told.outcome = Outcome::Pass;
         }
     }

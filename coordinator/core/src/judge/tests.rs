@@ -185,6 +185,21 @@ fn a_multiple_of_microseconds_is_noise() {
 }
 
 #[test]
+fn errors_pass_on_proof_alone_if_the_plan_asks_for_it() {
+    let policy = || Policy {
+        prove_errors: true,
+        ..policy()
+    };
+    let outcome = |candidate: &Counts, stable: &Counts| {
+        let mut stage = Stage::of(policy(), &Baseline::Concurrent, false);
+        stage.see(candidate, stable).outcome()
+    };
+    assert_eq!(outcome(&good(50), &good(450)), Outcome::Insufficient);
+    let (candidate, stable) = (counts(5_000, 10, 5), counts(5_000, 15, 5));
+    assert_eq!(outcome(&candidate, &stable), Outcome::Pass);
+}
+
+#[test]
 fn agreement_is_judged_in_shadow_only_and_passes_when_it_is_certain() {
     let pairs = |compared, agreed| Counts {
         compared,
@@ -395,6 +410,26 @@ fn a_kpi_fails_when_its_drop_is_proven() {
     assert_eq!(outcome(10.0), Outcome::Pass);
     assert_eq!(outcome(7.0), Outcome::Fail);
     assert_eq!(outcome(8.99), Outcome::Insufficient);
+}
+
+#[test]
+fn inputs_that_the_candidate_was_not_trained_for_hold() {
+    let policy = Policy {
+        drift_max: Some(0.15),
+        ..policy()
+    };
+    let outcome = |ages: [u64; 2]| {
+        let seen = |counts: &mut Counts| {
+            counts.quality.scores = vec![50, 50];
+            counts.quality.features = [("age".to_owned(), ages.to_vec())].into();
+        };
+        let mut stage = with_outcomes(policy.clone(), seen, seen);
+        stage.watch.trained_on = [("age".to_owned(), vec![5_000, 5_000])].into();
+        stage.outcome()
+    };
+    assert_eq!(outcome([100, 100]), Outcome::Pass);
+    assert_eq!(outcome([190, 10]), Outcome::Insufficient);
+    assert_eq!(outcome([0, 0]), Outcome::Insufficient);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use rollcall_shared::ids::NodeId;
 use rollcall_shared::limits::SEGMENTS_MAX;
 use rollcall_shared::plan::Policy;
-use rollcall_shared::report::{Counts, OTHER_SEGMENT, Segment};
+use rollcall_shared::report::{Counts, OTHER_SEGMENT, Quality, Segment};
 use serde::{Deserialize, Serialize};
 
 use super::battery::Battery;
@@ -135,6 +135,9 @@ pub struct Watch {
     pub rules: Vec<Rule>,
     /// Whether it only shadows.
     pub shadow: bool,
+    /// Inputs in training, by feature, in the bins that the manifest gives.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trained_on: BTreeMap<String, Vec<u64>>,
     /// All requests.
     pub all: Line,
     /// Those of each segment.
@@ -153,6 +156,7 @@ impl Watch {
     pub fn new(policy: &Policy, rules: Vec<Rule>, shadow: bool) -> Self {
         Self {
             shadow,
+            trained_on: BTreeMap::new(),
             all: Line::new(policy, &rules),
             segments: BTreeMap::new(),
             policy: Some(policy.clone()),
@@ -185,6 +189,21 @@ impl Watch {
         for segment in segments {
             self.segment(&segment.name).add(arm, group, &segment.counts);
         }
+    }
+
+    /// Takes in what came of answers that were counted before.
+    pub fn note_outcomes(&mut self, arm: Arm, quality: &Quality) {
+        let outcomes = Quality {
+            labelled: quality.labelled.clone(),
+            calibration: quality.calibration.clone(),
+            kpis: quality.kpis.clone(),
+            ..Quality::default()
+        };
+        let counts = match arm {
+            Arm::Candidate => &mut self.all.seen.candidate,
+            Arm::Stable => &mut self.all.seen.stable,
+        };
+        counts.quality.merge(&outcomes);
     }
 
     /// Ends the interval.

@@ -10,11 +10,8 @@ use std::borrow::Cow;
 
 use rollcall_shared::assignment::Share;
 use rollcall_shared::ids::{ConnectionId, NodeId};
-use rollcall_shared::limits::{CLASSES_MAX, KPIS_MAX, NAME_BYTES_MAX, SEGMENTS_MAX};
 use rollcall_shared::plan::StageMode;
-use rollcall_shared::report::{
-    CALIBRATION_BINS, Counts, ReadyState, Report, Role, SCORE_BINS, Series,
-};
+use rollcall_shared::report::{Counts, ReadyState, Report, Role, Series};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::verdict::{Finding, Verdict};
 
@@ -50,16 +47,38 @@ impl Coordinator {
             let Some(rollout) = self.state.live_rollout(&series.model) else {
                 continue;
             };
+            if rollout.barred.contains(node) {
+                continue;
+            }
             let arm = if self.is_on_trial(rollout, &series) {
                 Arm::Candidate
             } else if self.is_baseline(rollout, node, &series) {
                 Arm::Stable
             } else {
+                if let Some(arm) = self.is_late(rollout, &series) {
+                    let trial = self.trials.get_mut(&rollout.id);
+                    trial.map(|trial| trial.watch.note_outcomes(arm, &series.counts.quality));
+                }
                 continue;
             };
             if let Some(trial) = self.trials.get_mut(&rollout.id) {
                 trial.see(node, arm, &series, now);
             }
+        }
+    }
+
+    /// Whose labels and outcomes these are, if they came in after the stage of the answers that
+    /// they are about: what is known of a version does not end with a stage.
+    fn is_late(&self, rollout: &Rollout, series: &Series) -> Option<Arm> {
+        let model = self.state.models.get(&rollout.model)?;
+        let in_rollout =
+            rollout.begun <= series.generation && series.generation <= model.generation;
+        match series.role {
+            _ if !in_rollout || rollout.stage.is_none() => None,
+            Role::Candidate | Role::Shadow => {
+                (series.version == rollout.candidate).then_some(Arm::Candidate)
+            }
+            Role::Stable => (Some(series.version) == model.stable).then_some(Arm::Stable),
         }
     }
 
@@ -97,7 +116,7 @@ impl Coordinator {
                 !in_cohort && self.labels(node).is_some_and(|l| matches(l, selector))
             }
             StageMode::Shadow { .. } | StageMode::CanaryByRequest { .. } | StageMode::Full => {
-                self.may_try(node) && !rollout.barred.contains(node)
+                self.may_try(node)
             }
         };
         same_kind && series.role == Role::Stable && Some(series.version) == stable
@@ -122,7 +141,15 @@ impl Coordinator {
         let policy = &rollout.plan.policy;
         let shadow = matches!(mode, Some(StageMode::Shadow { .. }));
         let rules = rules(policy, &baseline, shadow);
-        Trial::new(Watch::new(policy, rules, shadow), now)
+        let mut watch = Watch::new(policy, rules, shadow);
+        let version = self.registered(&rollout.model, rollout.candidate.version);
+        if let Ok((_, version)) = version {
+            let features = version.manifest.metadata.drift.iter();
+            watch.trained_on = features
+                .map(|(name, feature)| (name.clone(), feature.counts.clone()))
+                .collect();
+        }
+        Trial::new(watch, now)
     }
 
     /// What a live rollout is judged on now.
@@ -227,20 +254,10 @@ fn is_plausible(series: &Series) -> bool {
             && labelled
                 .clone()
                 .all(|class| class.correct <= class.predicted.min(class.actual))
-            && quality.named.len() <= CLASSES_MAX + 1
-            && quality.labelled.len() <= CLASSES_MAX + 1
-            && quality.scores.len() <= SCORE_BINS
-            && quality.calibration.len() <= CALIBRATION_BINS
-            && quality.kpis.len() <= KPIS_MAX
-            && quality.kpis.values().all(|kpi| kpi.squares.is_finite())
     };
     let segments = &series.segments;
     possible(&series.counts)
-        && segments.len() <= SEGMENTS_MAX + 1
         && segments.iter().all(|segment| {
-            let counts = &segment.counts;
-            possible(counts)
-                && segment.name.len() <= NAME_BYTES_MAX
-                && counts.requests <= series.counts.requests
+            possible(&segment.counts) && segment.counts.requests <= series.counts.requests
         })
 }

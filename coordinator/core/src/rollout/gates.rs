@@ -60,7 +60,8 @@ impl Coordinator {
         let mut nodes: usize = 0;
         for (node, presence) in self.eligible(&rollout.model) {
             nodes += 1;
-            if only.as_ref().is_some_and(|cohort| !cohort.contains(node)) {
+            let is_elsewhere = only.as_ref().is_some_and(|cohort| !cohort.contains(node));
+            if is_elsewhere || rollout.barred.contains(node) {
                 continue;
             }
             match presence.ready_state(&rollout.model, rollout.candidate) {
@@ -92,12 +93,13 @@ impl Coordinator {
         let keep: BTreeSet<NodeId> = before
             .into_iter()
             .flatten()
-            .filter(|node| self.may_try(node))
+            .filter(|node| self.may_try(node) && !rollout.barred.contains(*node))
             .cloned()
             .collect();
         let eligible: cohort::Eligible<'_> = self
             .eligible(&rollout.model)
             .filter(|(_, presence)| matches(&presence.labels, selector))
+            .filter(|(node, _)| !rollout.barred.contains(*node))
             .map(|(node, presence)| (node, &presence.labels))
             .chain(
                 keep.iter()

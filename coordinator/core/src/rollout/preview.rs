@@ -24,6 +24,7 @@ impl Coordinator {
             plan: plan.clone(),
             started_by: Actor::System,
             started_at: rollcall_shared::time::Timestamp::ZERO,
+            begun: model.generation,
             phase: Phase::Live { paused: false },
             stage: None,
             approvals: std::collections::BTreeMap::new(),

@@ -1,3 +1,5 @@
+mod judging;
+
 use rollcall_shared::assignment::{CandidateMode, Share};
 use rollcall_shared::ids::RolloutId;
 use rollcall_shared::report::{ReadyState, Role as ServingRole};

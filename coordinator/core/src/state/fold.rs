@@ -239,6 +239,7 @@ impl State {
             plan: plan.clone(),
             started_by: record.actor.clone(),
             started_at: record.at,
+            begun: *generation,
             phase: Phase::Live { paused: false },
             stage: None,
             approvals: std::collections::BTreeMap::new(),

@@ -77,6 +77,7 @@ impl GenerationsOnlyGrow {
             ToAgent::HeartbeatAnswer(_)
             | ToAgent::Withdraw(_)
             | ToAgent::Rehearse(_)
+            | ToAgent::Feedback(_)
             | ToAgent::Refused { .. } => &[],
         };
         let current = match message {

@@ -40,6 +40,7 @@ pub fn coordinator(effects: &[Effect], verdicts: &mut Verdicts) {
         }),
         Effect::Broadcast(Urgent::Withdraw(_))
         | Effect::Send { .. }
+        | Effect::Offer { .. }
         | Effect::Disconnect { .. } => false,
     };
     if let Some(effect) = effects.iter().find(|effect| !harmless(effect)) {

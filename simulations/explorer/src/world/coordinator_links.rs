@@ -123,7 +123,7 @@ impl World {
             return;
         };
         if let Arrived::Report(bytes) = arrived {
-            let Some(FromAgentReport::Report(report)) = decode_frame(bytes) else {
+            let Some(report) = decode_frame(bytes).map(FromAgentReport::into_report) else {
                 return;
             };
             if link.announced {

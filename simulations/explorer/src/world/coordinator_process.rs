@@ -346,7 +346,10 @@ impl World {
         if self.setup.sabotage == Some(Sabotage::SendBeforeAppend) {
             // Answers keep their place after the append.
             effects.sort_by_key(|effect| match effect {
-                Effect::Broadcast(_) | Effect::Send { .. } | Effect::Disconnect { .. } => 0,
+                Effect::Broadcast(_)
+                | Effect::Send { .. }
+                | Effect::Offer { .. }
+                | Effect::Disconnect { .. } => 0,
                 Effect::Append(_) => 1,
                 Effect::Reply { .. } => 2,
             });
@@ -381,7 +384,10 @@ impl World {
                         }
                     }
                 }
-                Effect::Send { .. } | Effect::Disconnect { .. } | Effect::Reply { .. } => {}
+                Effect::Send { .. }
+                | Effect::Offer { .. }
+                | Effect::Disconnect { .. }
+                | Effect::Reply { .. } => {}
             }
         }
     }
@@ -403,6 +409,7 @@ impl World {
                 connection,
                 message,
             } => self.send_to_agent(&node, connection, &message),
+            Effect::Offer { .. } => {} // Feedback: no core decides by it.
             Effect::Disconnect {
                 node,
                 connection,

@@ -199,8 +199,8 @@ impl World {
             ToAgent::Rehearse(rehearsal) => Input::Rehearse(rehearsal),
             ToAgent::Sync(snapshot) => Input::Sync(snapshot),
             ToAgent::HeartbeatAnswer(answer) => Input::HeartbeatAnswer(answer),
-            // The connection closes next.
-            ToAgent::Refused { .. } => return,
+            // The connection closes next; and feedback is not for the core.
+            ToAgent::Refused { .. } | ToAgent::Feedback(_) => return,
         };
         self.tell_agent(node, input);
     }
