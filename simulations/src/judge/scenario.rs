@@ -184,8 +184,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "errors-x5",
         about: "1 % errors become 5 %",
-        candidates: 2.0,
-        intervals: 3_000,
+        candidates: 10.0,
+        intervals: 800,
         fault: Fault::Errors(0.05),
         reference: Some(221.0),
         ..BASE
@@ -193,8 +193,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "errors-x10",
         about: "1 % errors become 10 %",
-        candidates: 1.0,
-        intervals: 3_000,
+        candidates: 5.0,
+        intervals: 800,
         fault: Fault::Errors(0.1),
         reference: Some(72.0),
         ..BASE
@@ -220,8 +220,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "latency-20-percent",
         about: "every request takes 20 % longer",
-        candidates: 4.0,
-        intervals: 1_500,
+        candidates: 10.0,
+        intervals: 800,
         fault: Fault::Slower(1.2),
         reference: Some(295.0),
         ..BASE
@@ -229,8 +229,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "latency-x2",
         about: "every request takes twice as long",
-        candidates: 1.0,
-        intervals: 3_000,
+        candidates: 2.0,
+        intervals: 2_000,
         fault: Fault::Slower(2.0),
         reference: Some(40.0),
         ..BASE
