@@ -55,9 +55,9 @@ impl Coordinator {
             } else if self.is_baseline(rollout, node, &series) {
                 Arm::Stable
             } else {
-                if let Some(arm) = self.is_late(rollout, &series) {
-                    let trial = self.trials.get_mut(&rollout.id);
-                    trial.map(|trial| trial.watch.note_outcomes(arm, &series.counts.quality));
+                let arm = self.is_late(rollout, &series);
+                if let (Some(arm), Some(trial)) = (arm, self.trials.get_mut(&rollout.id)) {
+                    trial.watch.note_outcomes(arm, &series.counts.quality);
                 }
                 continue;
             };
