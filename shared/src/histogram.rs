@@ -103,7 +103,12 @@ impl Histogram {
         Some(edge(last))
     }
 
-    fn add(&mut self, bin: usize, count: u64) {
+    /// Counts `count` latencies of bin `bin`; there is none beyond the last.
+    pub fn add(&mut self, bin: usize, count: u64) {
+        let bin = bin.min(BINS - 1);
+        if count == 0 {
+            return;
+        }
         if self.counts.is_empty() {
             self.first = u8::try_from(bin).unwrap_or(u8::MAX);
             self.counts.push(0);

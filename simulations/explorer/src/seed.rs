@@ -22,6 +22,12 @@ impl Draws {
         Self(ChaCha8Rng::from_seed(*Digest::of(&key).as_bytes()))
     }
 
+    /// The same stream as a generator, for distributions of the `rand` family.
+    #[must_use]
+    pub fn generator(self) -> ChaCha8Rng {
+        self.0
+    }
+
     /// Any number.
     pub fn number(&mut self) -> u64 {
         self.0.next_u64()
