@@ -143,7 +143,9 @@ EDGES = 1000.0 * 1.2 ** (np.arange(201) / 2)  # ns; the last bin has no upper ed
 def slower(margin, floor, looks):
     """From raw latencies (ns): a list of (candidate, stable) for each interval."""
     odds_ratios = [1.4, 2.2, 5.0, 20.0]
-    allowed = np.maximum(EDGES * (1 + margin), EDGES + floor)
+    # The floor counts as the edge nearest to it, by ratio.
+    nearest = [EDGES[np.argmin(np.abs(np.log(EDGES / (e + floor))))] for e in EDGES]
+    allowed = np.maximum(EDGES * (1 + margin), nearest)
     # For each edge of stable, the first edge at or above what is allowed (a hair of slack, as
     # 1.2 is not a binary fraction).
     reached = [np.flatnonzero(EDGES * (1 + 1e-9) >= a) for a in allowed]

@@ -12,8 +12,8 @@
 //! never fails a candidate: it runs at low priority.
 //!
 //! One bad node is not a bad candidate. Half of the evidence (of its logarithm) must be left
-//! when any one group of nodes is left out ([`history`]). If it is not, the verdict blames the
-//! node that differs most, and the rollout goes on without it.
+//! when any one group of nodes is left out ([`history`]). If next to nothing is, the verdict
+//! blames the node that differs most, and the rollout goes on without it. In between it waits.
 //!
 //! | room | what |
 //! | --- | --- |
@@ -66,6 +66,11 @@ const PASS_ALPHA: f64 = 0.05;
 /// The part of the evidence that must be left without the group of nodes that says most: what
 /// is left when one of two equal nodes is taken away.
 const LEFT_WITHOUT_WORST: f64 = 0.5;
+
+/// Less than this part of the evidence is left without a group when one of its nodes alone is to
+/// blame: about none. In between it takes more requests to tell: even where all nodes are as bad
+/// as each other, chance gives one group more than half of the first few failures.
+const LEFT_WITHOUT_CULPRIT: f64 = 0.1;
 
 /// Independent tries, and how many of them were hits: failures, answers above an edge,
 /// agreements.
@@ -262,10 +267,13 @@ impl<'a> Bench<'a> {
         // A shadow runs at low priority: what it takes says as much of the host as of the version.
         let is_fair = !self.watch.shadow || !is_latency(rule.metric);
         let proven = is_fair && test.log_e >= test.log_e_needed;
-        let needed = LEFT_WITHOUT_WORST * test.log_e_needed;
-        let alone = test.log_e_without_worst.is_some_and(|left| left < needed);
+        let left_below = |part: f64| {
+            let left = test.log_e_without_worst;
+            left.is_some_and(|left| left < part * test.log_e_needed)
+        };
+        let alone = left_below(LEFT_WITHOUT_WORST);
         let blamed = worst
-            .filter(|_| proven && alone)
+            .filter(|_| proven && left_below(LEFT_WITHOUT_CULPRIT))
             .and_then(|group| self.watch.culprit(self.line, index, group));
         let keeps = seen.value.is_some_and(|value| match rule.metric {
             Metric::Agreement => self.agreement_is_certain(rule.most),

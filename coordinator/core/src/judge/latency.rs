@@ -3,11 +3,12 @@
 //! A multiple of p95 looks at one quantile, and waits until that quantile is known. Here every
 //! edge of the histogram is looked at: allowed is a candidate latency that is stochastically at
 //! most `max(stable (1 + margin), stable + floor)` (the floor, as some microseconds more are the
-//! scheduler's and not the model's). If so, then for every edge `k`, and the first edge `j` at or
-//! above `max(edge(k) (1 + margin), edge(k) + floor)`, answers of the candidate above `j` are at
-//! most as likely as answers of stable above `k`. That is a comparison of two shares, done by
-//! [`super::exact`] for several odds ratios; evidence is averaged over edges and odds ratios,
-//! which is valid whatever their dependence (a mean of e-values is an e-value).
+//! scheduler's and not the model's; it counts as the edge nearest to it). If so, then for every
+//! edge `k`, and the first edge `j` at or above `edge(k) (1 + margin)` and nearest to
+//! `edge(k) + floor` if that is higher, answers of the candidate above `j` are at most as likely
+//! as answers of stable above `k`. That is a comparison of two shares, done by [`super::exact`]
+//! for several odds ratios; evidence is averaged over edges and odds ratios, which is valid
+//! whatever their dependence (a mean of e-values is an e-value).
 //!
 //! Which edges: each that can never fire dilutes the average, and a set picked by looking at the
 //! same counts would not be valid. So the mass that starts at an interval ([`super::anystart`])
@@ -162,9 +163,12 @@ impl LatencyTest {
 fn counterpart(k: usize, margin: f64, floor: Duration) -> Option<usize> {
     #[expect(clippy::cast_precision_loss, reason = "at most 202 edges")]
     let from = GAMMA_SQUARED.powf(k as f64 / 2.0);
-    let to = (from * (1.0 + margin)).max(from + floor.as_secs_f64() * 1e6);
-    // A margin that is a whole number of edges stays one.
-    let j = (2.0 * to.ln() / GAMMA_SQUARED.ln() - 1e-6).ceil();
+    let edges = |to: f64| 2.0 * to.ln() / GAMMA_SQUARED.ln();
+    // A margin that is a whole number of edges stays one. A floor of less than half an edge is
+    // none: rounded up it would be a margin of a tenth, however slow the model.
+    let j = (edges(from * (1.0 + margin)) - 1e-6)
+        .ceil()
+        .max(edges(from + floor.as_secs_f64() * 1e6).round());
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

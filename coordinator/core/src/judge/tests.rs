@@ -287,6 +287,39 @@ fn a_slow_node_is_blamed_among_many() {
     assert_eq!(stage.verdict().blamed, Some(node(7)));
 }
 
+/// Intervals until the candidate fails; nobody must be blamed before.
+fn fails_after(seen: impl Fn(u64, u64) -> (Counts, Counts)) -> u64 {
+    let mut stage = Stage::canary();
+    for at in 0..2_000 {
+        stage.interval(|n| seen(at, n), 4);
+        let verdict = judge(&stage.policy, &stage.evidence());
+        assert_eq!(verdict.blamed, None, "after {at}: {verdict:#?}");
+        if verdict.outcome == Outcome::Fail {
+            return at;
+        }
+    }
+    panic!("it never fails");
+}
+
+#[test]
+fn a_bad_candidate_is_not_blamed_on_the_node_where_it_happened_to_fail_first() {
+    let order = [1, 1, 2, 1];
+    let failing = |at: u64| order.get(at as usize).copied().unwrap_or(1 + at % 4);
+    let errors = |at, n| u64::from(failing(at) == n);
+    fails_after(|at, n| (counts(5, errors(at, n), 5), good(45)));
+}
+
+#[test]
+fn evidence_that_took_long_to_come_is_still_there_without_one_group() {
+    let slow = |at: u64, n: u64| (4 * at + n).is_multiple_of(397);
+    let ms = |at, n| if slow(at, n) { 90 } else { 5 };
+    let intervals = fails_after(|at, n| (counts(1, 0, ms(at, n)), good(9)));
+    assert!(
+        intervals > 300,
+        "{intervals}: too soon for much to be put together"
+    );
+}
+
 #[test]
 fn a_segment_that_breaks_fails_the_candidate_though_the_rest_hides_it() {
     let mut stage = Stage::canary();
