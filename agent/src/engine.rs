@@ -11,6 +11,7 @@ pub mod check;
 pub mod external;
 pub mod json;
 pub(crate) mod panics;
+pub mod raw;
 pub mod tract;
 
 use std::collections::BTreeMap;

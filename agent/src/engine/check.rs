@@ -64,7 +64,7 @@ pub enum BadInput {
     },
     #[error(
         "input {name:?} has {got} elements: its shape {shape:?} needs {}",
-        needed(shape)
+        needed(element_count(shape))
     )]
     Elements {
         name: String,
@@ -79,8 +79,9 @@ pub enum BadInput {
     },
 }
 
-fn needed(shape: &[usize]) -> String {
-    element_count(shape).map_or_else(|| "more than there can be".to_owned(), |n| n.to_string())
+/// A number of elements or bytes for people; `None`: it overflowed.
+pub(super) fn needed(count: Option<usize>) -> String {
+    count.map_or_else(|| "more than there can be".to_owned(), |n| n.to_string())
 }
 
 /// Product of a shape; `None` when it overflows.
