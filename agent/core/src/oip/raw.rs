@@ -7,10 +7,9 @@
 //! reserved, and what is reserved follows the bytes that are there, never a length
 //! that was only claimed.
 
-use rollcall_agent_core::tensor::TensorData;
 use rollcall_shared::manifest::DataType;
 
-use super::check::{element_count, needed};
+use crate::tensor::{TensorData, element_count, needed};
 
 /// Bytes of the length before each BYTES element.
 const LENGTH_BYTES: usize = 4;
