@@ -8,6 +8,7 @@ pub mod answer;
 pub mod connections;
 pub mod feedback;
 pub mod infer;
+pub mod path;
 pub mod predict;
 pub mod rest;
 pub mod status;
@@ -23,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use connections::{Bounded, CONNECTIONS_MAX};
+use connections::{Bounded, CONNECTIONS_MAX, HEAD_TIMEOUT};
 use infer::Inference;
 use status::StatusBoard;
 
@@ -108,24 +109,15 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 /// Serves until `shutdown`, and then what is under way for ten seconds at most.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    app: Arc<App>,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
+pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationToken) {
     let listener = Bounded::new(listener, CONNECTIONS_MAX);
-    let stop = shutdown.clone();
-    let serving = axum::serve(listener, router(app))
-        .with_graceful_shutdown(async move { stop.cancelled().await });
+    let serving = connections::serve(listener, router(app), HEAD_TIMEOUT, shutdown.clone());
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN_MAX).await;
     };
     tokio::select! {
-        served = serving => served,
-        () = overdue => Ok(()),
+        () = serving => {}
+        () = overdue => {}
     }
 }
