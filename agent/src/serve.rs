@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod connections;
 pub mod feedback;
+pub mod http;
 pub mod infer;
 pub mod path;
 pub mod predict;
@@ -24,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use connections::{Bounded, CONNECTIONS_MAX, HEAD_TIMEOUT};
+use connections::{Bounded, CONNECTIONS_MAX};
 use infer::Inference;
 use status::StatusBoard;
 
@@ -111,7 +112,7 @@ pub fn router(app: Arc<App>) -> Router {
 /// Serves until `shutdown`, and then what is under way for ten seconds at most.
 pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationToken) {
     let listener = Bounded::new(listener, CONNECTIONS_MAX);
-    let serving = connections::serve(listener, router(app), HEAD_TIMEOUT, shutdown.clone());
+    let serving = http::serve(listener, router(app), http::HEAD_TIMEOUT, shutdown.clone());
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN_MAX).await;

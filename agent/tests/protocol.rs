@@ -12,8 +12,8 @@ use flate2::read::{GzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use reqwest::header::HeaderMap;
 use rollcall_agent::config::Serving;
-use rollcall_agent::serve::connections::{self, Bounded};
-use rollcall_agent::serve::router;
+use rollcall_agent::serve::connections::Bounded;
+use rollcall_agent::serve::{http, router};
 use rollcall_shared::report::Role;
 use serde_json::{Value, json};
 use support::{Bench, body, rows};
@@ -612,7 +612,7 @@ async fn impatient(bench: &Bench) -> (TcpStream, CancellationToken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    tokio::spawn(connections::serve(
+    tokio::spawn(http::serve(
         Bounded::new(listener, 4),
         router(bench.app.clone()),
         Duration::from_millis(300),

@@ -1,62 +1,21 @@
-//! HTTP connections: how many, and how long each may wait.
+//! The HTTP listener with a bound on its connections.
 //!
 //! Each connection takes a file descriptor, and clients that open thousands must not
-//! leave the cache without any. When full, new ones wait in the kernel's backlog; and
-//! who holds one without asking anything, or dribbles a request's head, is cut off.
+//! leave the cache without any. When full, new ones wait in the kernel's backlog.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::Router;
 use axum::serve::Listener;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 
 /// Connections at one time.
 pub const CONNECTIONS_MAX: usize = 4_096;
-
-/// How long the head of a request may take to arrive, from the answer before it on: so
-/// long a connection may be idle, too.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Serves HTTP/1.1 until `shutdown`, and then what is under way to its end.
-pub async fn serve(
-    mut listener: Bounded,
-    router: Router,
-    head_timeout: Duration,
-    shutdown: CancellationToken,
-) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(head_timeout);
-    let service = TowerToHyperService::new(router);
-    let connections = GracefulShutdown::new();
-    loop {
-        let (connection, _) = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = shutdown.cancelled() => break,
-        };
-        let serving = http.serve_connection(TokioIo::new(connection), service.clone());
-        let serving = connections.watch(serving);
-        tokio::spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::trace!(%error, "a connection ended badly");
-            }
-        });
-    }
-    drop(listener);
-    connections.shutdown().await;
-}
 
 /// A listener that accepts no more than so many.
 #[derive(Debug)]
