@@ -142,7 +142,7 @@ EDGES = 1000.0 * 1.2 ** (np.arange(201) / 2)  # ns; the last bin has no upper ed
 
 def slower(margin, floor, looks):
     """From raw latencies (ns): a list of (candidate, stable) for each interval."""
-    odds_ratios = [1.4, 2.2, 5.0, 20.0]
+    odds_ratios = [1.7, 4.0, 15.0]
     # The floor counts as the edge nearest to it, by ratio.
     nearest = [EDGES[np.argmin(np.abs(np.log(EDGES / (e + floor))))] for e in EDGES]
     allowed = np.maximum(EDGES * (1 + margin), nearest)

@@ -23,12 +23,12 @@ use serde::{Deserialize, Serialize};
 pub const LATENCY_NOISE_MS: f64 = 1.0;
 
 /// Parts of alpha.
-const OF_ERRORS: f64 = 0.6;
-const OF_LATENCY: f64 = 0.27;
-const OF_SEGMENTS: f64 = 0.07;
-const OF_LIMITS: f64 = 0.03;
+const OF_ERRORS: f64 = 0.52;
+const OF_LATENCY: f64 = 0.38;
+const OF_SEGMENTS: f64 = 0.06;
+const OF_LIMITS: f64 = 0.02;
 /// For labels and KPIs together.
-pub(super) const OF_OUTCOMES: f64 = 0.03;
+pub(super) const OF_OUTCOMES: f64 = 0.02;
 
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
