@@ -6,20 +6,30 @@ use std::sync::Arc;
 use rollcall_agent_core::input::PrepareFailure;
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::ModelName;
+use rollcall_shared::limits::MODELS_PER_NODE_MAX;
 use rollcall_transport::clock::Clock;
 use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, CacheError};
 use crate::driver::Preparer;
 use crate::engine::Engine;
+use crate::execute::{Executor, ExecutorBounds, Priority};
 use crate::fetch::Fetcher;
 use crate::models::Models;
 use crate::prepare::{PrepareError, PreparedModel, prepare};
 
 /// Versions fetched at a time: enough to fill a link, few enough that each gets on.
 const FETCHES_MAX: usize = 4;
-/// Versions loaded at a time: a load takes twice the model's size in memory and a core.
-const LOADS_MAX: usize = 2;
+/// Versions loaded at a time, on threads that yield to those that answer clients: a load takes
+/// twice the model's size in memory and a core.
+const LOADS: ExecutorBounds = ExecutorBounds {
+    name: "load",
+    threads: 2,
+    queue: MODELS_PER_NODE_MAX * VERSIONS_OF_MODEL,
+    priority: Priority::Low,
+};
+/// Stable, candidate and the one before.
+const VERSIONS_OF_MODEL: usize = 3;
 
 /// [`Preparer`] with a real disk and a real engine.
 pub struct VersionPreparer {
@@ -29,29 +39,30 @@ pub struct VersionPreparer {
     models: Arc<Models>,
     clock: Clock,
     fetches: Semaphore,
-    loads: Semaphore,
+    loads: Executor,
 }
 
 impl VersionPreparer {
     /// Fetches with `fetcher` into `cache`, loads with `engine` into `models`.
-    #[must_use]
-    pub fn new(
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start(
         fetcher: Fetcher,
         cache: Arc<Cache>,
         engine: Arc<dyn Engine>,
         models: Arc<Models>,
         clock: Clock,
-    ) -> Self {
-        let (fetches, loads) = (Semaphore::new(FETCHES_MAX), Semaphore::new(LOADS_MAX));
-        Self {
+    ) -> std::io::Result<Self> {
+        Ok(Self {
             fetcher,
             cache,
             engine,
             models,
             clock,
-            fetches,
-            loads,
-        }
+            fetches: Semaphore::new(FETCHES_MAX),
+            loads: Executor::start(LOADS)?,
+        })
     }
 
     async fn fetch(&self, model: &ModelName, version: VersionRef) -> Result<(), PrepareFailure> {
@@ -64,14 +75,11 @@ impl VersionPreparer {
         model: &ModelName,
         version: VersionRef,
     ) -> Result<Result<PreparedModel, PrepareError>, PrepareFailure> {
-        let _permit = self.loads.acquire().await;
         let (cache, engine) = (Arc::clone(&self.cache), Arc::clone(&self.engine));
         let (model, now) = (model.clone(), self.clock.now());
-        let loading = tokio::task::spawn_blocking(move || {
-            prepare(&cache, engine.as_ref(), &model, version, now)
-        });
-        loading.await.map_err(|error| PrepareFailure {
-            reason: format!("loading broke off, which is a bug of the agent: {error}"),
+        let load = move || prepare(&cache, engine.as_ref(), &model, version, now);
+        self.loads.run(load).await.map_err(|error| PrepareFailure {
+            reason: format!("the version was not loaded: {error}"),
             retryable: true,
         })
     }

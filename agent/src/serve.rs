@@ -117,6 +117,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = Bounded::new(listener, CONNECTIONS_MAX);
+    let inference = Arc::clone(&app.inference);
     let stop = shutdown.clone();
     let serving = axum::serve(listener, router(app))
         .with_graceful_shutdown(async move { stop.cancelled().await });
@@ -127,5 +128,6 @@ pub async fn serve(
     tokio::select! {
         served = serving => served,
         () = overdue => Ok(()),
+        () = inference.abandon_overdue() => Ok(()),
     }
 }
