@@ -1,6 +1,6 @@
 //! From an assignment's word to a model in memory: fetch, then prepare, then install.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rollcall_agent_core::input::PrepareFailure;
@@ -10,7 +10,9 @@ use rollcall_shared::limits::MODELS_PER_NODE_MAX;
 use rollcall_transport::clock::Clock;
 use tokio::sync::Semaphore;
 
+use crate::batch::Batcher;
 use crate::cache::{Cache, CacheError};
+use crate::config::{Batching, Config};
 use crate::driver::Preparer;
 use crate::engine::Engine;
 use crate::execute::{Executor, ExecutorBounds, Priority};
@@ -37,6 +39,7 @@ pub struct VersionPreparer {
     cache: Arc<Cache>,
     engine: Arc<dyn Engine>,
     models: Arc<Models>,
+    batching: BTreeMap<ModelName, Batching>,
     clock: Clock,
     fetches: Semaphore,
     loads: Executor,
@@ -49,16 +52,18 @@ impl VersionPreparer {
     /// When the operating system gives no threads.
     pub fn start(
         fetcher: Fetcher,
-        cache: Arc<Cache>,
+        cache: &Arc<Cache>,
         engine: Arc<dyn Engine>,
         models: Arc<Models>,
+        config: &Config,
         clock: Clock,
     ) -> std::io::Result<Self> {
         Ok(Self {
             fetcher,
-            cache,
+            cache: Arc::clone(cache),
             engine,
             models,
+            batching: config.batching.clone(),
             clock,
             fetches: Semaphore::new(FETCHES_MAX),
             loads: Executor::start(LOADS)?,
@@ -85,6 +90,21 @@ impl VersionPreparer {
     }
 }
 
+impl VersionPreparer {
+    fn batcher(&self, model: &ModelName, prepared: &PreparedModel) -> Option<Arc<Batcher>> {
+        let bounds = *self.batching.get(model)?;
+        if !prepared.takes_batches {
+            let version = prepared.version.version;
+            tracing::warn!(
+                %model, %version,
+                "runs requests one by one: batching is configured, but it was not seen to take batches"
+            );
+            return None;
+        }
+        Some(Arc::new(Batcher::new(Arc::clone(&prepared.loaded), bounds)))
+    }
+}
+
 impl Preparer for VersionPreparer {
     type Prepared = PreparedModel;
 
@@ -94,7 +114,7 @@ impl Preparer for VersionPreparer {
         version: VersionRef,
     ) -> Result<PreparedModel, PrepareFailure> {
         self.fetch(&model, version).await?;
-        let prepared = match self.load(&model, version).await? {
+        let mut prepared = match self.load(&model, version).await? {
             // What rotted on this disk was removed; the coordinator has it whole.
             Err(PrepareError::Cache(error @ CacheError::Damaged { .. })) => {
                 tracing::warn!(%error, "fetching again");
@@ -103,6 +123,7 @@ impl Preparer for VersionPreparer {
             }
             loaded => loaded?,
         };
+        prepared.batcher = self.batcher(&model, &prepared);
         tracing::info!(%model, version = %version.version, bytes = prepared.bytes, "ready");
         Ok(prepared)
     }
