@@ -48,6 +48,9 @@ pub struct Config {
     /// How requests are run.
     #[serde(default)]
     pub serving: Serving,
+    /// Models whose requests run together where several wait: `[batching.MODEL]`.
+    #[serde(default)]
+    pub batching: BTreeMap<ModelName, Batching>,
     /// What is kept on disk.
     #[serde(default)]
     pub cache: Cache,
@@ -84,6 +87,29 @@ pub struct Serving {
     pub stable_timeout: Duration,
     /// Bodies of requests in memory at one time, in MiB. More: 503. Default 256.
     pub bodies_mib_max: usize,
+}
+
+/// How requests for a model run together ([`crate::batch`]). Its inputs and outputs must be
+/// batched in its signature, and its smoke cases must pass as one batch; otherwise they run
+/// one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Batching {
+    /// Rows of one run. Default 32.
+    pub max_rows: usize,
+    /// How long the first request of a run waits for others. 0s (the default): not at all; what
+    /// waits anyhow while the threads are busy runs together.
+    #[serde(with = "human")]
+    pub max_delay: Duration,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self {
+            max_rows: 32,
+            max_delay: Duration::ZERO,
+        }
+    }
 }
 
 /// What is kept on disk.
@@ -244,6 +270,15 @@ impl Config {
             self.cache.quota_mib > 0,
             "write at least 1",
         )?;
+        for batching in self.batching.values() {
+            let rows = batching.max_rows;
+            let good = (2..=4_096).contains(&rows);
+            check("batching.MODEL.max_rows", &rows, good, "write 2 to 4096")?;
+            let good = batching.max_delay < serving.candidate_timeout;
+            let delay = format!("{:?}", batching.max_delay);
+            let why = "write less than serving.candidate_timeout";
+            check("batching.MODEL.max_delay", &delay, good, why)?;
+        }
         for address in &self.coordinators {
             let good = address
                 .rsplit_once(':')

@@ -5,17 +5,29 @@
 //! else. A full queue refuses at once; what that means (503, fallback, shed) is
 //! the caller's business.
 //!
+//! A run that outlives everybody's patience cannot be stopped, as it is other people's code in
+//! our process; it can be **abandoned** ([`Executor::abandon_overdue`]). Its thread falls to the
+//! lowest priority and ends with the run, and another takes its place, so that an engine that
+//! hangs takes neither the cores from those who answer nor the executor's threads for good. Only
+//! as many are replaced as there were at the start; an engine that hangs more often than that
+//! has a full queue.
+//!
 //! Threads are never joined: an engine that hangs must not hold up a shutdown.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
+use rollcall_shared::time::Timestamp;
+use rollcall_transport::clock::Clock;
+use rustix::thread::Pid;
 use tokio::sync::oneshot;
 
-/// A thread's niceness when it runs shadow copies: it gets what others leave.
-const SHADOW_NICE: i32 = 10;
+/// The niceness of threads whose work can wait: shadow copies, loading, abandoned runs. They get
+/// what others leave.
+const LOW_NICE: i32 = 19;
 
 /// How a thread stands against the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,12 +74,27 @@ pub struct Executor {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    queue_max: usize,
+    bounds: ExecutorBounds,
+    clock: Clock,
 }
 
 struct State {
     jobs: VecDeque<Job>,
     closed: bool,
+    /// Threads that run a job; as few as there are threads.
+    running: Vec<Running>,
+    /// Threads that end with their run.
+    abandoned: usize,
+    next: ThreadNumber,
+}
+
+/// Numbers the threads of one executor.
+type ThreadNumber = usize;
+
+struct Running {
+    number: ThreadNumber,
+    thread: Pid,
+    since: Timestamp,
 }
 
 impl std::fmt::Debug for State {
@@ -90,22 +117,48 @@ impl Executor {
             state: Mutex::new(State {
                 jobs: VecDeque::new(),
                 closed: false,
+                running: Vec::new(),
+                abandoned: 0,
+                next: 0,
             }),
             work: Condvar::new(),
-            queue_max: bounds.queue,
+            bounds,
+            clock: Clock::start(Timestamp::ZERO),
         });
-        for i in 0..bounds.threads {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new()
-                .name(format!("{}-{i}", bounds.name))
-                .spawn(move || {
-                    if bounds.priority == Priority::Low {
-                        lower_priority();
-                    }
-                    shared.run();
-                })?;
+        for _ in 0..bounds.threads {
+            shared.start_thread()?;
         }
         Ok(Self { shared })
+    }
+
+    /// Gives up on runs that began longer than `patience` ago; see the module. Tells how many.
+    pub fn abandon_overdue(&self, patience: Duration) -> usize {
+        let mut state = self.shared.lock();
+        let room = self.shared.bounds.threads.saturating_sub(state.abandoned);
+        let now = self.shared.clock.now();
+        let is_overdue = |running: &mut Running| now.since(running.since) > patience;
+        let overdue: Vec<Running> = state
+            .running
+            .extract_if(.., is_overdue)
+            .take(room)
+            .collect();
+        state.abandoned += overdue.len();
+        for running in &overdue {
+            // It cannot have ended: for that it needs the lock.
+            lower_priority(Some(running.thread));
+        }
+        drop(state);
+        for _ in &overdue {
+            tracing::warn!(
+                executor = self.shared.bounds.name,
+                ?patience,
+                "a run is overdue: its thread is left to it, another takes its place"
+            );
+            if let Err(error) = self.shared.start_thread() {
+                tracing::error!(%error, "no thread can take its place");
+            }
+        }
+        overdue.len()
     }
 
     /// Queues a job whose result nobody awaits.
@@ -114,7 +167,7 @@ impl Executor {
     /// [`ExecuteError::Full`].
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), ExecuteError> {
         let mut state = self.shared.lock();
-        if state.jobs.len() >= self.shared.queue_max {
+        if state.jobs.len() >= self.shared.bounds.queue {
             return Err(ExecuteError::Full);
         }
         state.jobs.push_back(Box::new(job));
@@ -164,18 +217,53 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
-        while let Some(job) = self.next() {
+    fn start_thread(self: &Arc<Self>) -> std::io::Result<()> {
+        let number = {
+            let mut state = self.lock();
+            state.next += 1;
+            state.next
+        };
+        let shared = Arc::clone(self);
+        thread::Builder::new()
+            .name(format!("{}-{number}", self.bounds.name))
+            .spawn(move || {
+                if shared.bounds.priority == Priority::Low {
+                    lower_priority(None);
+                }
+                shared.run(number);
+            })?;
+        Ok(())
+    }
+
+    fn run(&self, number: ThreadNumber) {
+        let thread = rustix::thread::gettid();
+        let mut first = true;
+        while let Some(job) = self.next(number, thread, std::mem::take(&mut first)) {
             if catch_unwind(AssertUnwindSafe(job)).is_err() {
                 tracing::error!("a job panicked; its thread goes on");
             }
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    /// The next job for a thread that has done its last, or is new. `None`: the thread ends.
+    fn next(&self, number: ThreadNumber, thread: Pid, is_new: bool) -> Option<Job> {
         let mut state = self.lock();
+        let done = state.running.iter().position(|one| one.number == number);
+        match done {
+            Some(done) => drop(state.running.swap_remove(done)),
+            None if is_new => {}
+            None => {
+                state.abandoned -= 1;
+                return None;
+            }
+        }
         loop {
             if let Some(job) = state.jobs.pop_front() {
+                state.running.push(Running {
+                    number,
+                    thread,
+                    since: self.clock.now(),
+                });
                 return Some(job);
             }
             if state.closed {
@@ -189,10 +277,10 @@ impl Shared {
     }
 }
 
-/// On Linux `setpriority` without a pid is the calling thread's own.
-fn lower_priority() {
-    if let Err(error) = rustix::process::setpriority_process(None, SHADOW_NICE) {
-        tracing::info!(%error, "shadow threads run at normal priority");
+/// Of the calling thread, or of another: on Linux threads have priorities of their own.
+fn lower_priority(thread: Option<Pid>) {
+    if let Err(error) = rustix::process::setpriority_process(thread, LOW_NICE) {
+        tracing::info!(%error, "a thread whose work can wait runs at normal priority");
     }
 }
 
@@ -255,5 +343,39 @@ mod tests {
         drop(release);
         executor.run(|| ()).await.unwrap();
         assert!(!*ran.lock().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_hangs_is_abandoned_and_others_go_on_as_often_as_there_are_threads() {
+        let executor = one_thread(4);
+        let (patience, long) = (Duration::ZERO, Duration::from_secs(3_600));
+        let hang = || {
+            let (release, blocked) = sync_channel::<()>(0);
+            let (began, begun) = sync_channel::<()>(0);
+            let ended = executor.submit(move || {
+                began.send(()).unwrap();
+                let _ = blocked.recv();
+            });
+            ended.unwrap();
+            begun.recv().unwrap();
+            release
+        };
+        let first = hang();
+        assert_eq!(executor.abandon_overdue(long), 0);
+        assert_eq!(executor.abandon_overdue(patience), 1);
+        assert_eq!(executor.run(|| 1).await, Ok(1));
+        let second = hang();
+        assert_eq!(
+            executor.abandon_overdue(patience),
+            0,
+            "one thread, one replacement"
+        );
+        drop(first);
+        while executor.shared.lock().abandoned > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(executor.abandon_overdue(patience), 1);
+        drop(second);
+        assert_eq!(executor.run(|| 2).await, Ok(2));
     }
 }

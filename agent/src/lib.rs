@@ -6,7 +6,7 @@
 //! | [`driver`] | the one task that owns the core and executes its effects |
 //! | [`link`], [`fetch`], [`reporter`] | the coordinator: conversation, files, reports |
 //! | [`cache`], [`engine`], [`prepare`], [`preparer`], [`models`] | from files to a model in memory |
-//! | [`routes`], [`serve`], [`execute`], [`shadow`] | from a request to its answer |
+//! | [`routes`], [`serve`], [`execute`], [`batch`], [`shadow`] | from a request to its answer |
 //! | [`recorder`], [`metrics`], [`resources`] | what is counted and measured |
 //! | [`config`], [`mod@run`], `cli` | configuration, assembly, command line |
 //!
@@ -17,6 +17,7 @@
 //! 2. Stable, candidate and shadow share no queue and no thread.
 //! 3. Only the driver changes routes, and only as the core says.
 
+pub mod batch;
 pub mod cache;
 mod cli;
 pub mod config;

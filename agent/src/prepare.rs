@@ -21,6 +21,7 @@ use rollcall_shared::manifest::{
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 
+use crate::batch::Batcher;
 use crate::cache::{BlobError, Cache, CacheError};
 use crate::engine::{Engine, EngineError, LoadFiles, LoadedModel};
 
@@ -42,6 +43,10 @@ pub struct PreparedModel {
     pub version: VersionRef,
     /// Bytes of its files.
     pub bytes: u64,
+    /// Whether it was seen to answer many rows as it answers one.
+    pub takes_batches: bool,
+    /// Runs requests together, where that was asked for and the model takes batches.
+    pub batcher: Option<Arc<Batcher>>,
 }
 
 /// Why a version cannot serve here.
@@ -138,9 +143,10 @@ pub fn prepare(
     for case in &cases {
         case.check(loaded.as_ref(), &manifest.signature)?;
     }
-    if let Some(batch) = batch {
-        check_batch(loaded.as_ref(), &manifest, &batch)?;
-    }
+    let takes_batches = match &batch {
+        Some(batch) => check_batch(loaded.as_ref(), &manifest, batch)?,
+        None => false,
+    };
     cache.touch(version, now);
     let bytes = manifest.bytes();
     Ok(PreparedModel {
@@ -148,6 +154,8 @@ pub fn prepare(
         loaded,
         version,
         bytes,
+        batcher: None,
+        takes_batches,
     })
 }
 
@@ -212,14 +220,17 @@ fn check_batch(
     loaded: &dyn LoadedModel,
     manifest: &Manifest,
     batch: &SmokeCase,
-) -> Result<(), PrepareError> {
+) -> Result<bool, PrepareError> {
     match batch.check(loaded, &manifest.signature) {
         Err(SmokeError::Failed { source, .. }) => {
             let Manifest { model, version, .. } = manifest;
             tracing::warn!("{model}@{version} answers single rows but no batch: {source}");
-            Ok(())
+            Ok(false)
         }
-        other => Ok(other?),
+        other => {
+            other?;
+            Ok(true)
+        }
     }
 }
 

@@ -1,25 +1,37 @@
 //! From an assignment's word to a model in memory: fetch, then prepare, then install.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rollcall_agent_core::input::PrepareFailure;
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::ModelName;
+use rollcall_shared::limits::MODELS_PER_NODE_MAX;
 use rollcall_transport::clock::Clock;
 use tokio::sync::Semaphore;
 
+use crate::batch::Batcher;
 use crate::cache::{Cache, CacheError};
+use crate::config::{Batching, Config};
 use crate::driver::Preparer;
 use crate::engine::Engine;
+use crate::execute::{Executor, ExecutorBounds, Priority};
 use crate::fetch::Fetcher;
 use crate::models::Models;
 use crate::prepare::{PrepareError, PreparedModel, prepare};
 
 /// Versions fetched at a time: enough to fill a link, few enough that each gets on.
 const FETCHES_MAX: usize = 4;
-/// Versions loaded at a time: a load takes twice the model's size in memory and a core.
-const LOADS_MAX: usize = 2;
+/// Versions loaded at a time, on threads that yield to those that answer clients: a load takes
+/// twice the model's size in memory and a core.
+const LOADS: ExecutorBounds = ExecutorBounds {
+    name: "load",
+    threads: 2,
+    queue: MODELS_PER_NODE_MAX * VERSIONS_OF_MODEL,
+    priority: Priority::Low,
+};
+/// Stable, candidate and the one before.
+const VERSIONS_OF_MODEL: usize = 3;
 
 /// [`Preparer`] with a real disk and a real engine.
 pub struct VersionPreparer {
@@ -27,31 +39,35 @@ pub struct VersionPreparer {
     cache: Arc<Cache>,
     engine: Arc<dyn Engine>,
     models: Arc<Models>,
+    batching: BTreeMap<ModelName, Batching>,
     clock: Clock,
     fetches: Semaphore,
-    loads: Semaphore,
+    loads: Executor,
 }
 
 impl VersionPreparer {
     /// Fetches with `fetcher` into `cache`, loads with `engine` into `models`.
-    #[must_use]
-    pub fn new(
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start(
         fetcher: Fetcher,
-        cache: Arc<Cache>,
+        cache: &Arc<Cache>,
         engine: Arc<dyn Engine>,
         models: Arc<Models>,
+        config: &Config,
         clock: Clock,
-    ) -> Self {
-        let (fetches, loads) = (Semaphore::new(FETCHES_MAX), Semaphore::new(LOADS_MAX));
-        Self {
+    ) -> std::io::Result<Self> {
+        Ok(Self {
             fetcher,
-            cache,
+            cache: Arc::clone(cache),
             engine,
             models,
+            batching: config.batching.clone(),
             clock,
-            fetches,
-            loads,
-        }
+            fetches: Semaphore::new(FETCHES_MAX),
+            loads: Executor::start(LOADS)?,
+        })
     }
 
     async fn fetch(&self, model: &ModelName, version: VersionRef) -> Result<(), PrepareFailure> {
@@ -64,16 +80,28 @@ impl VersionPreparer {
         model: &ModelName,
         version: VersionRef,
     ) -> Result<Result<PreparedModel, PrepareError>, PrepareFailure> {
-        let _permit = self.loads.acquire().await;
         let (cache, engine) = (Arc::clone(&self.cache), Arc::clone(&self.engine));
         let (model, now) = (model.clone(), self.clock.now());
-        let loading = tokio::task::spawn_blocking(move || {
-            prepare(&cache, engine.as_ref(), &model, version, now)
-        });
-        loading.await.map_err(|error| PrepareFailure {
-            reason: format!("loading broke off, which is a bug of the agent: {error}"),
+        let load = move || prepare(&cache, engine.as_ref(), &model, version, now);
+        self.loads.run(load).await.map_err(|error| PrepareFailure {
+            reason: format!("the version was not loaded: {error}"),
             retryable: true,
         })
+    }
+}
+
+impl VersionPreparer {
+    fn batcher(&self, model: &ModelName, prepared: &PreparedModel) -> Option<Arc<Batcher>> {
+        let bounds = *self.batching.get(model)?;
+        if !prepared.takes_batches {
+            let version = prepared.version.version;
+            tracing::warn!(
+                %model, %version,
+                "runs requests one by one: batching is configured, but it was not seen to take batches"
+            );
+            return None;
+        }
+        Some(Arc::new(Batcher::new(Arc::clone(&prepared.loaded), bounds)))
     }
 }
 
@@ -86,7 +114,7 @@ impl Preparer for VersionPreparer {
         version: VersionRef,
     ) -> Result<PreparedModel, PrepareFailure> {
         self.fetch(&model, version).await?;
-        let prepared = match self.load(&model, version).await? {
+        let mut prepared = match self.load(&model, version).await? {
             // What rotted on this disk was removed; the coordinator has it whole.
             Err(PrepareError::Cache(error @ CacheError::Damaged { .. })) => {
                 tracing::warn!(%error, "fetching again");
@@ -95,6 +123,7 @@ impl Preparer for VersionPreparer {
             }
             loaded => loaded?,
         };
+        prepared.batcher = self.batcher(&model, &prepared);
         tracing::info!(%model, version = %version.version, bytes = prepared.bytes, "ready");
         Ok(prepared)
     }

@@ -217,7 +217,7 @@ async fn live(
     });
     let fetcher = Fetcher::new(handle.clone(), Arc::clone(&cache));
     let engine = Arc::new(Tract::new());
-    let preparer = VersionPreparer::new(fetcher, Arc::clone(&cache), engine, models, clock);
+    let preparer = VersionPreparer::start(fetcher, &cache, engine, models, &config, clock)?;
     let board = Arc::clone(&status);
     let ports = Ports {
         clock,

@@ -112,6 +112,7 @@ pub fn router(app: Arc<App>) -> Router {
 /// Serves until `shutdown`, and then what is under way for ten seconds at most.
 pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationToken) {
     let listener = Bounded::new(listener, CONNECTIONS_MAX);
+    let inference = Arc::clone(&app.inference);
     let serving = http::serve(listener, router(app), http::HEAD_TIMEOUT, shutdown.clone());
     let overdue = async {
         shutdown.cancelled().await;
@@ -120,5 +121,6 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationT
     tokio::select! {
         () = serving => {}
         () = overdue => {}
+        () = inference.abandon_overdue() => {}
     }
 }

@@ -81,6 +81,11 @@ impl Shadow {
         }
     }
 
+    /// Gives up on runs that take longer than the timeout.
+    pub fn abandon_overdue(&self) {
+        self.executor.abandon_overdue(self.timeout);
+    }
+
     /// How many copies wait.
     #[must_use]
     pub fn waiting(&self) -> usize {

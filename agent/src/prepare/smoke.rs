@@ -287,34 +287,11 @@ fn append(all: &mut [WholeTensor], more: &[WholeTensor]) -> Option<()> {
     }
     for WholeTensor(more) in more {
         let WholeTensor(all) = all.iter_mut().find(|tensor| tensor.0.name == more.name)?;
-        let (rows, row) = all.shape.split_first_mut()?;
-        let (more_rows, more_row) = more.shape.split_first()?;
-        if row != more_row || !extend(&mut all.data, &more.data) {
+        if !all.append_rows(more) {
             return None;
         }
-        *rows += more_rows;
     }
     Some(())
-}
-
-/// `false`: the types differ.
-fn extend(all: &mut TensorData, more: &TensorData) -> bool {
-    match (all, more) {
-        (TensorData::Bool(all), TensorData::Bool(more)) => all.extend_from_slice(more),
-        (TensorData::Uint8(all), TensorData::Uint8(more)) => all.extend_from_slice(more),
-        (TensorData::Uint16(all), TensorData::Uint16(more)) => all.extend_from_slice(more),
-        (TensorData::Uint32(all), TensorData::Uint32(more)) => all.extend_from_slice(more),
-        (TensorData::Uint64(all), TensorData::Uint64(more)) => all.extend_from_slice(more),
-        (TensorData::Int8(all), TensorData::Int8(more)) => all.extend_from_slice(more),
-        (TensorData::Int16(all), TensorData::Int16(more)) => all.extend_from_slice(more),
-        (TensorData::Int32(all), TensorData::Int32(more)) => all.extend_from_slice(more),
-        (TensorData::Int64(all), TensorData::Int64(more)) => all.extend_from_slice(more),
-        (TensorData::Fp32(all), TensorData::Fp32(more)) => all.extend_from_slice(more),
-        (TensorData::Fp64(all), TensorData::Fp64(more)) => all.extend_from_slice(more),
-        (TensorData::Bytes(all), TensorData::Bytes(more)) => all.extend_from_slice(more),
-        _ => return false,
-    }
-    true
 }
 
 /// An input of zeros with so many rows; `None` where there can be none.

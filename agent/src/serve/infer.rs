@@ -19,6 +19,7 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 use rollcall_transport::clock::Clock;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::config;
 use crate::engine::check::BadInput;
@@ -109,6 +110,9 @@ pub enum InferRefusal {
     Failed { reason: String },
 }
 
+/// How often runs are looked at that may be overdue: often against a timeout of seconds.
+const OVERDUE_EVERY: Duration = Duration::from_millis(100);
+
 /// Answers requests.
 #[derive(Debug)]
 pub struct Inference {
@@ -192,6 +196,18 @@ impl Inference {
             self.candidate.waiting(),
             self.shadow.waiting(),
         ]
+    }
+
+    /// Gives up on runs that nobody waits for any more, for ever.
+    pub async fn abandon_overdue(&self) {
+        let mut ticks = tokio::time::interval(OVERDUE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.stable.abandon_overdue(self.stable_timeout);
+            self.candidate.abandon_overdue(self.candidate_timeout);
+            self.shadow.abandon_overdue();
+        }
     }
 
     /// Answers one request.

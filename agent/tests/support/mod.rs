@@ -210,6 +210,8 @@ impl Bench {
         self.models.insert(
             digits(),
             PreparedModel {
+                batcher: None,
+                takes_batches: false,
                 manifest,
                 loaded,
                 version,

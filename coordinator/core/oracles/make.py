@@ -58,7 +58,7 @@ def binomial(hits, n, p):
 
 
 def rare():
-    worse = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0]
+    worse = [1.3, 2.0, 4.0, 6.0, 12.0, 50.0]
     not_worse = [0.8, 0.67, 0.5, 0.33, 0.2]
     cases = []
     for margin, p1, p0 in [(0.0, 0.02, 0.02), (0.2, 0.1, 0.02), (1.0, 0.01, 0.01), (0.5, 0.5, 0.3)]:
@@ -142,7 +142,7 @@ EDGES = 1000.0 * 1.2 ** (np.arange(201) / 2)  # ns; the last bin has no upper ed
 
 def slower(margin, floor, looks):
     """From raw latencies (ns): a list of (candidate, stable) for each interval."""
-    odds_ratios = [1.4, 2.2, 5.0, 20.0]
+    odds_ratios = [1.7, 4.0, 15.0]
     # The floor counts as the edge nearest to it, by ratio.
     nearest = [EDGES[np.argmin(np.abs(np.log(EDGES / (e + floor))))] for e in EDGES]
     allowed = np.maximum(EDGES * (1 + margin), nearest)

@@ -11,9 +11,9 @@
 //! otherwise: missing data is neither a pass nor a failure. A shadow's latency holds the gate and
 //! never fails a candidate: it runs at low priority.
 //!
-//! One bad node is not a bad candidate. Half of the evidence (of its logarithm) must be left
-//! when any one group of nodes is left out ([`history`]). If next to nothing is, the verdict
-//! blames the node that differs most, and the rollout goes on without it. In between it waits.
+//! One bad node is not a bad candidate. When any one group of nodes is left out ([`history`]),
+//! the rest must still prove it at 5 %. If next to no evidence is left, the verdict blames the
+//! node that differs most, and the rollout goes on without it. In between it waits.
 //!
 //! | room | what |
 //! | --- | --- |
@@ -63,14 +63,16 @@ use self::watch::{Line, Watch};
 /// candidate is judged again; a wrong failure ends the rollout.
 const PASS_ALPHA: f64 = 0.05;
 
-/// The part of the evidence that must be left without the group of nodes that says most: what
-/// is left when one of two equal nodes is taken away.
-const LEFT_WITHOUT_WORST: f64 = 0.5;
+/// What is left of the evidence without the group of nodes that says most must still prove the
+/// rule broken, with this probability of being wrong: it bounds how often one bad node *and*
+/// chance on the others take a good candidate back. Not `alpha`: that would ask a fleet of two
+/// nodes for twice the evidence, and it is only asked once `alpha` is met with all nodes.
+const CORROBORATION_ALPHA: f64 = 0.05;
 
-/// Less than this part of the evidence is left without a group when one of its nodes alone is to
-/// blame: about none. In between it takes more requests to tell: even where all nodes are as bad
-/// as each other, chance gives one group more than half of the first few failures.
-const LEFT_WITHOUT_CULPRIT: f64 = 0.1;
+/// An e-value below this is next to no evidence; when no more is left without a group, one of
+/// its nodes alone is to blame. In between it takes more requests to tell: even where all nodes
+/// are as bad as each other, chance gives one group many of the first few failures.
+const NEXT_TO_NOTHING: f64 = 2.0;
 
 /// Independent tries, and how many of them were hits: failures, answers above an edge,
 /// agreements.
@@ -267,13 +269,13 @@ impl<'a> Bench<'a> {
         // A shadow runs at low priority: what it takes says as much of the host as of the version.
         let is_fair = !self.watch.shadow || !is_latency(rule.metric);
         let proven = is_fair && test.log_e >= test.log_e_needed;
-        let left_below = |part: f64| {
+        let left_below = |e: f64| {
             let left = test.log_e_without_worst;
-            left.is_some_and(|left| left < part * test.log_e_needed)
+            left.is_some_and(|left| left < e.ln())
         };
-        let alone = left_below(LEFT_WITHOUT_WORST);
+        let alone = left_below(1.0 / CORROBORATION_ALPHA);
         let blamed = worst
-            .filter(|_| proven && left_below(LEFT_WITHOUT_CULPRIT))
+            .filter(|_| proven && left_below(NEXT_TO_NOTHING))
             .and_then(|group| self.watch.culprit(self.line, index, group));
         let keeps = seen.value.is_some_and(|value| match rule.metric {
             Metric::Agreement => self.agreement_is_certain(rule.most),

@@ -1,6 +1,7 @@
 //! The draws: what every node counts in every interval, for all judges the same.
 //!
-//! Requests come as a Poisson stream for each node and arm, and are drawn one by one: a normal
+//! Requests come as a Poisson stream for each node and arm (or evenly, see
+//! [`Weather::Even`]), and are drawn one by one: a normal
 //! deviate gives a latency's bin at once, since the bins are as wide as each other in
 //! logarithms. Failed requests have no latency, as in reports.
 //!
@@ -18,8 +19,9 @@ use crate::seed::Draws;
 
 /// Of the logarithm of latencies.
 const SIGMA: f64 = 0.6;
-/// Stable's median latency in microseconds.
-const MEDIAN_US: f64 = 20_000.0;
+/// Stable's median latency in microseconds: far above the millisecond that never counts, so that
+/// a multiple is judged and not that floor.
+const MEDIAN_US: f64 = 100_000.0;
 /// How often a client tries again in one interval.
 const RETRIES_AN_INTERVAL: u64 = 2;
 
@@ -94,7 +96,8 @@ struct Conditions {
     agreement: Option<f64>,
 }
 
-const ARMS: [(usize, f64); 3] = [(0, SHARE), (1, SHARE), (2, 1.0 - 2.0 * SHARE)];
+/// Shares of the candidate, of its control, and of the rest of stable.
+const ARMS: [f64; 3] = [SHARE, SHARE, 1.0 - 2.0 * SHARE];
 
 impl Stream {
     /// Run number `run` under a seed.
@@ -115,8 +118,8 @@ impl Stream {
     pub fn next_interval(&mut self) -> Interval {
         let (traffic, conditions) = self.weather();
         let mut interval = Interval::default();
-        let requests = self.scenario.candidates / SHARE / NODES as f64 * traffic;
-        for node in 0..NODES {
+        let arrivals = self.arrivals(traffic);
+        for (node, arrivals) in arrivals.into_iter().enumerate() {
             let stable = if self.stormy[node] && self.storm > 0 {
                 Conditions {
                     errors: 0.2,
@@ -127,9 +130,9 @@ impl Stream {
                 conditions
             };
             let candidate = self.faulty(node, stable);
-            let mut arms = ARMS.map(|(arm, share)| {
+            let mut arms = [0, 1, 2].map(|arm| {
                 let conditions = if arm == 0 { candidate } else { stable };
-                self.observe(node, arm, requests * share, conditions)
+                self.observe(node, arm, arrivals[arm], conditions)
             });
             let control = arms[1].counts.clone();
             let [candidate, stable, rest] = &mut arms;
@@ -148,6 +151,25 @@ impl Stream {
         interval
     }
 
+    /// How many requests each arm of each node gets.
+    fn arrivals(&mut self, traffic: f64) -> [[u64; 3]; NODES] {
+        let mut arrivals = [[0; 3]; NODES];
+        let mean = ARMS.map(|share| self.scenario.candidates / SHARE * share * traffic);
+        for (arm, mean) in mean.into_iter().enumerate() {
+            if self.scenario.weather == Weather::Even {
+                for _ in 0..mean.round() as u64 {
+                    arrivals[self.draws.random_range(0..NODES)][arm] += 1;
+                }
+                continue;
+            }
+            for node in &mut arrivals {
+                let poisson = Poisson::new(mean / NODES as f64);
+                node[arm] = poisson.map_or(0, |poisson| poisson.sample(&mut self.draws) as u64);
+            }
+        }
+        arrivals
+    }
+
     /// A factor of the traffic, and what it is like on nodes that no storm hits.
     fn weather(&mut self) -> (f64, Conditions) {
         let mut conditions = Conditions {
@@ -157,7 +179,7 @@ impl Stream {
             agreement: None,
         };
         let traffic = match self.scenario.weather {
-            Weather::Constant | Weather::Retries => 1.0,
+            Weather::Constant | Weather::Even | Weather::Retries => 1.0,
             Weather::Drifting => {
                 let day = f64::from(self.at) / f64::from(self.scenario.intervals);
                 let wave = |phase: f64| (std::f64::consts::TAU * (day + phase)).sin();
@@ -200,12 +222,18 @@ impl Stream {
     }
 
     /// What one node counts of one arm, segment by segment where there are any.
-    fn observe(&mut self, node: usize, arm: usize, mean: f64, conditions: Conditions) -> Observed {
+    fn observe(
+        &mut self,
+        node: usize,
+        arm: usize,
+        requests: u64,
+        conditions: Conditions,
+    ) -> Observed {
         let mut observed = Observed::default();
         if self.scenario.segments.is_empty() {
-            self.count(&mut observed.counts, mean, conditions);
+            self.count(&mut observed.counts, requests, conditions);
         }
-        for (segment, share) in self.scenario.segments.iter().enumerate() {
+        for (segment, requests) in self.deal(requests).into_iter().enumerate() {
             let mut conditions = conditions;
             if let Fault::Segment(bad, errors) = self.scenario.fault
                 && (bad, 0) == (segment, arm)
@@ -214,7 +242,7 @@ impl Stream {
                 conditions.errors = errors;
             }
             let mut counts = Counts::default();
-            self.count(&mut counts, mean * share, conditions);
+            self.count(&mut counts, requests, conditions);
             if counts.requests > 0 {
                 observed.counts.merge(&counts);
                 observed.segments.push(Segment {
@@ -229,9 +257,23 @@ impl Stream {
         observed
     }
 
-    fn count(&mut self, counts: &mut Counts, mean: f64, conditions: Conditions) {
-        let requests =
-            Poisson::new(mean).map_or(0, |poisson| poisson.sample(&mut self.draws) as u64);
+    /// Which segments requests name.
+    fn deal(&mut self, requests: u64) -> Vec<u64> {
+        let shares = self.scenario.segments;
+        let mut dealt = vec![0; shares.len()];
+        for _ in 0..if shares.is_empty() { 0 } else { requests } {
+            let mut at = self.draws.random::<f64>();
+            let below = |share: &f64| {
+                at -= share;
+                at < 0.0
+            };
+            let segment = shares.iter().position(below);
+            dealt[segment.unwrap_or(shares.len() - 1)] += 1;
+        }
+        dealt
+    }
+
+    fn count(&mut self, counts: &mut Counts, requests: u64, conditions: Conditions) {
         counts.requests += requests;
         for _ in 0..requests {
             if self.draws.random_bool(conditions.errors) {

@@ -182,17 +182,14 @@ impl Inference {
     async fn run_candidate(&self, model: &ModelName, arm: &Arm, inputs: Arc<Vec<Tensor>>) -> Ran {
         let version = arm.prepared.version;
         let (routes, clock) = (Arc::clone(&self.routes), self.clock);
-        let (prepared, name) = (Arc::clone(&arm.prepared), model.clone());
-        let job = move || {
-            routes
-                .has_candidate(&name, version, clock.now())
-                .then(|| prepared.loaded.infer(&inputs))
-        };
-        let ran = tokio::time::timeout(self.candidate_timeout, self.candidate.run(job)).await;
+        let name = model.clone();
+        let may_run = move || routes.has_candidate(&name, version, clock.now());
+        let running = run_in_turn(&self.candidate, arm, inputs, may_run);
+        let ran = tokio::time::timeout(self.candidate_timeout, running).await;
         if !self.routes.has_candidate(model, version, self.clock.now()) {
             return Err(RunError::Gone);
         }
-        outcome(ran.map(|ran| ran.map(|ran| ran.ok_or(RunError::Gone))))
+        outcome(ran)
     }
 
     fn tell(&self, model: &ModelName, candidate: &CandidateArm, transition: Option<Transition>) {
@@ -238,18 +235,33 @@ pub(super) fn check(
 }
 
 async fn run(executor: &Executor, arm: &Arm, inputs: &Arc<Vec<Tensor>>, timeout: Duration) -> Ran {
-    let (prepared, inputs) = (Arc::clone(&arm.prepared), Arc::clone(inputs));
-    let running = executor.run(move || Ok(prepared.loaded.infer(&inputs)));
+    let running = run_in_turn(executor, arm, Arc::clone(inputs), || true);
     outcome(tokio::time::timeout(timeout, running).await)
 }
 
-type Inferred = Result<Result<Vec<Tensor>, InferError>, RunError>;
+/// What a model gave; `None`: when its turn came, it was not allowed to run any more.
+type Inferred = Option<Result<Vec<Tensor>, InferError>>;
+
+/// On a thread of the executor, alone or in a batch.
+async fn run_in_turn(
+    executor: &Executor,
+    arm: &Arm,
+    inputs: Arc<Vec<Tensor>>,
+    may_run: impl FnOnce() -> bool + Send + 'static,
+) -> Result<Inferred, ExecuteError> {
+    if let Some(batcher) = &arm.prepared.batcher {
+        return batcher.run(executor, inputs, may_run).await;
+    }
+    let prepared = Arc::clone(&arm.prepared);
+    let job = move || may_run().then(|| prepared.loaded.infer(&inputs));
+    executor.run(job).await
+}
 
 fn outcome(ran: Result<Result<Inferred, ExecuteError>, Elapsed>) -> Ran {
     match ran {
-        Ok(Ok(Ok(Ok(outputs)))) => Ok(Arc::new(outputs)),
-        Ok(Ok(Ok(Err(error)))) => Err(RunError::Failed(error.to_string())),
-        Ok(Ok(Err(error))) => Err(error),
+        Ok(Ok(Some(Ok(outputs)))) => Ok(Arc::new(outputs)),
+        Ok(Ok(Some(Err(error)))) => Err(RunError::Failed(error.to_string())),
+        Ok(Ok(None)) => Err(RunError::Gone),
         Ok(Err(ExecuteError::Full)) => Err(RunError::Full),
         Ok(Err(ExecuteError::Panicked)) => Err(RunError::Failed("the engine panicked".to_owned())),
         Err(_) => Err(RunError::TimedOut),

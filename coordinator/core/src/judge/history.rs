@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Trials;
 
 /// Groups that nodes with the candidate are dealt to.
-pub const GROUPS: usize = 4;
+pub const GROUPS: usize = 8;
 
 /// Intervals that are kept. Even, so that the older half pairs up.
 const INTERVALS_MAX: usize = 64;

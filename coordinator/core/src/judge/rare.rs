@@ -37,8 +37,9 @@ use serde::{Deserialize, Serialize};
 use super::anystart::{AnyStart, ln_mean};
 use super::{Trials, count};
 
-/// How many times more than allowed the candidate may fail, if it is worse.
-const WORSE: [f64; 7] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0];
+/// How many times more than allowed the candidate may fail, if it is worse. Closer to each other
+/// around 5, where a failure more or less counts most.
+const WORSE: [f64; 6] = [1.3, 2.0, 4.0, 6.0, 12.0, 50.0];
 
 /// How many times less than allowed it may fail, if it is not worse.
 const NOT_WORSE: [f64; 5] = [0.8, 0.67, 0.5, 0.33, 0.2];
