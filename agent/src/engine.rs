@@ -9,7 +9,6 @@
 
 pub mod check;
 pub mod external;
-pub mod json;
 pub(crate) mod panics;
 pub mod tract;
 
@@ -17,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use rollcall_agent_core::oip::{json, raw};
 use rollcall_agent_core::tensor::Tensor;
 use rollcall_shared::manifest::{DataType, FilePath, ModelSignature};
 

@@ -270,12 +270,12 @@ fn app(
     }))
 }
 
-type Task<T = ()> = tokio::task::JoinHandle<T>;
+type Task = tokio::task::JoinHandle<()>;
 
 /// Waits for the end. A part that dies ends the others: a supervisor starts the
 /// process anew, which serves stable from disk.
 async fn supervise(
-    mut serving: Task<io::Result<()>>,
+    mut serving: Task,
     mut driving: Task,
     mut linking: Task,
     mut reporting: Task,
@@ -283,7 +283,7 @@ async fn supervise(
 ) -> Result<(), RunError> {
     let early = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = &mut serving => return Ok(ended??),
+        ended = &mut serving => return Ok(ended?),
         ended = &mut driving => ended,
         ended = &mut linking => ended,
         ended = &mut reporting => ended,
@@ -291,7 +291,7 @@ async fn supervise(
     early?;
     shutdown.cancel();
     if !serving.is_finished() {
-        serving.await??;
+        serving.await?;
     }
     for task in [driving, linking, reporting] {
         if !task.is_finished() {

@@ -7,7 +7,9 @@
 pub mod answer;
 pub mod connections;
 pub mod feedback;
+pub mod http;
 pub mod infer;
+pub mod path;
 pub mod predict;
 pub mod rest;
 pub mod status;
@@ -108,26 +110,17 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 /// Serves until `shutdown`, and then what is under way for ten seconds at most.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    app: Arc<App>,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
+pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationToken) {
     let listener = Bounded::new(listener, CONNECTIONS_MAX);
     let inference = Arc::clone(&app.inference);
-    let stop = shutdown.clone();
-    let serving = axum::serve(listener, router(app))
-        .with_graceful_shutdown(async move { stop.cancelled().await });
+    let serving = http::serve(listener, router(app), http::HEAD_TIMEOUT, shutdown.clone());
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN_MAX).await;
     };
     tokio::select! {
-        served = serving => served,
-        () = overdue => Ok(()),
-        () = inference.abandon_overdue() => Ok(()),
+        () = serving => {}
+        () = overdue => {}
+        () = inference.abandon_overdue() => {}
     }
 }

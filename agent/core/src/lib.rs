@@ -15,7 +15,7 @@
 //! | [`route`] | who answers one request |
 //! | [`answer`], [`compare`], [`breaker`] | what the serving path asks about one answer |
 //! | [`cache_policy`] | what leaves the disk when room is needed |
-//! | [`tensor`] | tensors |
+//! | [`tensor`], [`oip`] | tensors; the Open Inference Protocol's bytes for them |
 
 pub mod agent;
 pub mod answer;
@@ -26,6 +26,7 @@ pub mod compare;
 pub mod effect;
 pub mod input;
 mod lease;
+pub mod oip;
 mod preparation;
 mod reconcile;
 pub mod route;

@@ -13,6 +13,20 @@ pub struct Tensor {
     pub data: TensorData,
 }
 
+/// Product of a shape; `None` when it overflows.
+#[must_use]
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1_usize, |product, dim| product.checked_mul(*dim))
+}
+
+/// A number of elements or bytes for people; `None`: it overflowed.
+#[must_use]
+pub fn needed(count: Option<usize>) -> String {
+    count.map_or_else(|| "more than there can be".to_owned(), |n| n.to_string())
+}
+
 /// Elements of a tensor, by type.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]

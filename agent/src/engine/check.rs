@@ -4,7 +4,8 @@
 //! which input, what was expected and what came. Not-a-number and infinity are
 //! refused too: a model answers them with nonsense that looks like an answer.
 
-use rollcall_agent_core::tensor::{Tensor, TensorData};
+pub use rollcall_agent_core::tensor::element_count;
+use rollcall_agent_core::tensor::{Tensor, TensorData, needed};
 use rollcall_shared::limits::TENSORS_MAX;
 use rollcall_shared::manifest::{DataType, ModelSignature, TensorSpec};
 
@@ -64,7 +65,7 @@ pub enum BadInput {
     },
     #[error(
         "input {name:?} has {got} elements: its shape {shape:?} needs {}",
-        needed(shape)
+        needed(element_count(shape))
     )]
     Elements {
         name: String,
@@ -77,18 +78,6 @@ pub enum BadInput {
         position: usize,
         value: f64,
     },
-}
-
-fn needed(shape: &[usize]) -> String {
-    element_count(shape).map_or_else(|| "more than there can be".to_owned(), |n| n.to_string())
-}
-
-/// Product of a shape; `None` when it overflows.
-#[must_use]
-pub fn element_count(shape: &[usize]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(1_usize, |product, dim| product.checked_mul(*dim))
 }
 
 /// Checks `inputs` and puts them into the signature's order.

@@ -44,6 +44,12 @@ impl IntoResponse for HttpError {
             let retry = HeaderValue::from_static(RETRY_AFTER_S);
             response.headers_mut().insert(header::RETRY_AFTER, retry);
         }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            let taken = HeaderValue::from_static("gzip, deflate");
+            response
+                .headers_mut()
+                .insert(header::ACCEPT_ENCODING, taken);
+        }
         response
     }
 }

@@ -19,7 +19,7 @@ use rollcall_shared::feedback::{FeedbackItem, check_items};
 
 use super::App;
 use super::answer::HttpError;
-use super::predict::{INLINE_PARSE_BYTES_MAX, check_headers, read_body};
+use super::predict::parsed;
 use crate::recorder::feedback::Joined;
 
 /// A list of as many items as may come at once, with long ids, takes less. Larger: 413.
@@ -34,24 +34,13 @@ pub async fn feedback(
     request: Request,
 ) -> Result<Json<Joined>, HttpError> {
     let (parts, body) = request.into_parts();
-    check_headers(&parts.headers)?;
-    let (bytes, _room) = read_body(&app, &parts.headers, body, BODY_BYTES_MAX).await?;
-    let length = bytes.len();
     let recorder = Arc::clone(app.inference.routes().recorder());
-    let count = move || parse(&bytes).map(|items| recorder.join(None, &items));
-    let counted = if length <= INLINE_PARSE_BYTES_MAX {
-        Ok(count())
-    } else {
-        tokio::task::spawn_blocking(count).await
+    let count = move |bytes: &[u8]| match parse(bytes) {
+        Ok(items) => Ok(recorder.join(None, &items)),
+        Err(why) => Err(HttpError::new(StatusCode::BAD_REQUEST, why)),
     };
-    match counted {
-        Ok(Ok(joined)) => Ok(Json(joined)),
-        Ok(Err(why)) => Err(HttpError::new(StatusCode::BAD_REQUEST, why)),
-        Err(_) => Err(HttpError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "reading the feedback broke off",
-        )),
-    }
+    let (joined, _room) = parsed(&app, &parts.headers, body, BODY_BYTES_MAX, count).await?;
+    Ok(Json(joined))
 }
 
 fn parse(body: &[u8]) -> Result<Vec<FeedbackItem>, String> {

@@ -1,30 +1,33 @@
-//! `POST .../infer` in JSON: bytes to tensors, and an answer to bytes.
+//! `POST .../infer`: a request to tensors, and an answer to bytes.
 //!
-//! A body that is too large is refused by its declared length, before a byte of it
-//! is read, and bodies together have a bound too. No Content-Type is asked for,
-//! because stock clients send none.
+//! JSON, or JSON with buffers after it; packed or not. No Content-Type is asked for,
+//! because stock clients send none. What the bytes mean is
+//! [`oip`](rollcall_agent_core::oip)'s; who answers is [`infer`](super::infer)'s.
+
+mod body;
+mod compression;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use rollcall_agent_core::tensor::Tensor;
-use rollcall_shared::feedback::{TAG, is_tag};
+use axum::response::Response;
+use rollcall_agent_core::oip::answer::{self, AnswerBody, AnswerHead, Output};
+use rollcall_agent_core::oip::request::{
+    self, InferBody, JSON_LENGTH_HEADER, RequestError, WantedOutput,
+};
+use rollcall_shared::feedback::TAG;
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::limits::{INFER_BODY_BYTES_MAX, TEXT_BYTES_MAX};
 use rollcall_shared::version::Version;
-use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
 use super::answer::HttpError;
 use super::infer::{InferAnswer, InferRequest};
-use crate::engine::json::{JsonTensor, TensorJson, TensorParameters};
+use super::path::Named;
+pub(super) use body::parsed;
+use compression::Coding;
 
 /// Requests with the same value meet the same version.
 pub const KEY_HEADER: HeaderName = HeaderName::from_static("x-rollcall-key");
@@ -35,49 +38,10 @@ pub const SEGMENT_HEADER: HeaderName = HeaderName::from_static("rollcall-segment
 pub const VERSION_HEADER: HeaderName = HeaderName::from_static("x-rollcall-version");
 /// As what: `stable`, `candidate` or `fallback`.
 pub const ARM_HEADER: HeaderName = HeaderName::from_static("x-rollcall-arm");
-/// The request's name: the client's, or ours.
+/// The request's name: the client's, or ours. `id` of the body goes before it.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
-/// A client that sends buffers after the JSON says so with this.
-const BINARY_HEADER: HeaderName = HeaderName::from_static("inference-header-content-length");
-
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Larger bodies are read by a blocking thread: two threads do all the I/O.
-pub(super) const INLINE_PARSE_BYTES_MAX: usize = 128 << 10;
-
-/// Memory is reserved for a declared length up to here; the rest as it arrives.
-const RESERVE_BYTES_MAX: usize = 1 << 20;
-
-#[derive(Deserialize)]
-struct InferBody {
-    #[serde(default)]
-    id: Option<String>,
-    inputs: Vec<JsonTensor>,
-    #[serde(default)]
-    outputs: Vec<WantedOutput>,
-    #[serde(default)]
-    parameters: Option<RequestParameters>,
-}
-
-/// Those that we read; others are let pass.
-#[derive(Default, Deserialize)]
-struct RequestParameters {
-    #[serde(default)]
-    segment: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct WantedOutput {
-    name: String,
-}
-
-#[derive(Serialize)]
-struct AnswerBody<'a> {
-    model_name: &'a str,
-    model_version: Version,
-    id: &'a str,
-    outputs: Vec<TensorJson<'a>>,
-}
+/// How many bytes of a body are JSON, where buffers follow: of a request, and of an answer.
+pub const BINARY_HEADER: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// `POST /v2/models/{model}/infer`
 ///
@@ -85,7 +49,7 @@ struct AnswerBody<'a> {
 /// As [`super::answer`] maps them.
 pub async fn infer(
     State(app): State<Arc<App>>,
-    Path(model): Path<String>,
+    Named(model): Named<String>,
     request: Request,
 ) -> Result<Response, HttpError> {
     predict(&app, &model, None, request).await
@@ -97,7 +61,7 @@ pub async fn infer(
 /// As [`super::answer`] maps them.
 pub async fn infer_version(
     State(app): State<Arc<App>>,
-    Path((model, version)): Path<(String, String)>,
+    Named((model, version)): Named<(String, String)>,
     request: Request,
 ) -> Result<Response, HttpError> {
     predict(&app, &model, Some(&version), request).await
@@ -116,34 +80,43 @@ async fn predict(
         .transpose()
         .map_err(|e| not_found(format!("{e}")))?;
     let (parts, body) = request.into_parts();
-    check_headers(&parts.headers)?;
-    let (bytes, _room) = read_body(app, &parts.headers, body, INFER_BODY_BYTES_MAX).await?;
-    let Parsed {
+    let headers = &parts.headers;
+    let json_length = json_length(headers)?;
+    let read = move |bytes: &[u8]| Ok(request::read(bytes, json_length)?);
+    let (asked, _room) = parsed(app, headers, body, INFER_BODY_BYTES_MAX, read).await?;
+    let InferBody {
         id,
         segment,
         inputs,
-        outputs,
-    } = parse(bytes).await?;
+        outputs: wanted,
+        binary_outputs,
+    } = asked;
     let segment = match segment {
         Some(segment) => Some(segment),
-        None => segment_of(&parts.headers)?,
+        None => segment_of(headers)?,
     };
     let id = id
-        .or_else(|| header_text(&parts.headers, &REQUEST_ID_HEADER))
+        .or_else(|| header_text(headers, &REQUEST_ID_HEADER))
         .unwrap_or_else(|| app.ids.make());
-    let sticky_key = header_text(&parts.headers, &KEY_HEADER);
-    let wanted = outputs.clone();
     let request = InferRequest {
         model: model.clone(),
         version,
         id: id.clone(),
-        sticky_key,
+        sticky_key: header_text(headers, &KEY_HEADER),
         segment,
         inputs,
-        outputs,
+        outputs: wanted.iter().map(|output| output.name.clone()).collect(),
     };
     let answer = app.inference.infer(request).await?;
-    respond(&model, &id, &wanted, &answer)
+    let reply = Reply {
+        model,
+        id,
+        wanted,
+        binary_outputs,
+        coding: Coding::of_answer(headers),
+        answer,
+    };
+    reply.into_response().await
 }
 
 fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
@@ -162,209 +135,131 @@ fn segment_of(headers: &HeaderMap) -> Result<Option<String>, HttpError> {
             format!("the header {SEGMENT_HEADER} is not UTF-8: a segment is a {TAG}"),
         )
     })?;
-    check_segment(segment)?;
+    request::check_segment(segment)?;
     Ok(Some(segment.to_owned()))
 }
 
-fn check_segment(segment: &str) -> Result<(), HttpError> {
-    if is_tag(segment) {
-        return Ok(());
-    }
-    let shown: String = segment.chars().take(60).collect();
-    Err(HttpError::new(
-        StatusCode::BAD_REQUEST,
-        format!(
-            "{shown:?} is no segment: give a {TAG}, e.g. a country, and let the keys of \
-             customers be sticky keys"
-        ),
-    ))
-}
-
-pub(super) fn check_headers(headers: &HeaderMap) -> Result<(), HttpError> {
-    if headers.contains_key(BINARY_HEADER) {
-        return Err(HttpError::new(
-            StatusCode::BAD_REQUEST,
-            "binary tensors are not taken here: send them as JSON \
-             (tritonclient: set_data_from_numpy(..., binary_data=False))",
-        ));
-    }
-    match headers
-        .get(header::CONTENT_ENCODING)
-        .map(HeaderValue::as_bytes)
-    {
-        None | Some(b"identity" | b"") => Ok(()),
-        Some(_) => Err(HttpError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "compressed requests are not taken here: send the JSON as it is",
-        )),
-    }
-}
-
-fn too_large(bytes_max: usize) -> HttpError {
-    HttpError::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("a request has at most {bytes_max} bytes; split it"),
-    )
-}
-
-/// The whole body, and the room that it takes until the request is done. A body that
-/// does not tell its length takes room as it grows.
-pub(super) async fn read_body(
-    app: &App,
-    headers: &HeaderMap,
-    mut body: Body,
-    bytes_max: usize,
-) -> Result<(Bytes, OwnedSemaphorePermit), HttpError> {
-    let declared = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
-    let declared = declared
-        .and_then(|length| length.parse::<usize>().ok())
-        .unwrap_or(0);
-    if declared > bytes_max {
-        return Err(too_large(bytes_max));
-    }
-    let mut kib = declared.div_ceil(1_024).max(1);
-    let mut room = take_room(app, kib)?;
-    let reading = async {
-        let mut bytes = BytesMut::with_capacity(declared.min(RESERVE_BYTES_MAX));
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| {
-                HttpError::new(StatusCode::BAD_REQUEST, "the body did not arrive whole")
-            })?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            let length = bytes.len() + data.len();
-            if length > bytes_max {
-                return Err(too_large(bytes_max));
-            }
-            let more = length.div_ceil(1_024).saturating_sub(kib);
-            if more > 0 {
-                room.merge(take_room(app, more)?);
-                kib += more;
-            }
-            bytes.extend_from_slice(&data);
-        }
-        Ok(bytes.freeze())
+/// How many bytes of the body are JSON, where the client says so.
+fn json_length(headers: &HeaderMap) -> Result<Option<usize>, HttpError> {
+    let Some(value) = headers.get(BINARY_HEADER) else {
+        return Ok(None);
     };
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, reading)
-        .await
-        .map_err(|_| {
-            HttpError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body took longer than 30 s to arrive",
-            )
-        })??;
-    Ok((bytes, room))
-}
-
-fn take_room(app: &App, kib: usize) -> Result<OwnedSemaphorePermit, HttpError> {
-    let permits = u32::try_from(kib).unwrap_or(u32::MAX);
-    Arc::clone(&app.bodies)
-        .try_acquire_many_owned(permits)
-        .map_err(|_| {
-            HttpError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many large requests are in memory on this node; try again or ask another node",
-            )
-        })
-}
-
-struct Parsed {
-    id: Option<String>,
-    segment: Option<String>,
-    inputs: Vec<Tensor>,
-    outputs: Vec<String>,
-}
-
-async fn parse(bytes: Bytes) -> Result<Parsed, HttpError> {
-    if bytes.len() <= INLINE_PARSE_BYTES_MAX {
-        return parse_json(&bytes);
-    }
-    tokio::task::spawn_blocking(move || parse_json(&bytes))
-        .await
-        .unwrap_or_else(|_| {
-            Err(HttpError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "reading the request broke off",
-            ))
-        })
-}
-
-fn parse_json(bytes: &[u8]) -> Result<Parsed, HttpError> {
-    let bad = |message: String| HttpError::new(StatusCode::BAD_REQUEST, message);
-    let body: InferBody = serde_json::from_slice(bytes)
-        .map_err(|error| bad(format!("the body is not an inference request: {error}")))?;
-    if body.id.as_ref().is_some_and(|id| id.len() > TEXT_BYTES_MAX) {
-        return Err(bad(format!("an id has at most {TEXT_BYTES_MAX} bytes")));
-    }
-    let segment = body.parameters.and_then(|parameters| parameters.segment);
-    segment.as_deref().map_or(Ok(()), check_segment)?;
-    let mut inputs = Vec::with_capacity(body.inputs.len());
-    for tensor in body.inputs {
-        let TensorParameters {
-            binary_data_size, ..
-        } = tensor.parameters;
-        if binary_data_size.is_some() {
-            return Err(bad(format!(
-                "input {:?} announces binary data, which is not taken here: send \"data\"",
-                tensor.name
-            )));
-        }
-        inputs.push(
-            tensor
-                .into_tensor()
-                .map_err(|error| bad(error.to_string()))?,
-        );
-    }
-    let id = body.id.filter(|id| !id.is_empty());
-    Ok(Parsed {
-        id,
-        segment,
-        inputs,
-        outputs: body.outputs.into_iter().map(|output| output.name).collect(),
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    length.map(Some).ok_or_else(|| {
+        HttpError::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "the header {JSON_LENGTH_HEADER} is no number of bytes: give the length of the \
+                 JSON, which the buffers follow"
+            ),
+        )
     })
 }
 
-fn respond(
-    model: &ModelName,
-    id: &str,
-    wanted: &[String],
-    answer: &InferAnswer,
-) -> Result<Response, HttpError> {
-    let outputs = if wanted.is_empty() {
-        answer.outputs.iter().map(TensorJson).collect()
-    } else {
-        let find = |name: &String| answer.outputs.iter().find(|output| output.name == *name);
-        wanted.iter().filter_map(find).map(TensorJson).collect()
-    };
-    let version = answer.version.version;
-    let body = AnswerBody {
-        model_name: model.as_str(),
-        model_version: version,
-        id,
-        outputs,
-    };
-    let body = serde_json::to_vec(&body).map_err(|error| {
-        HttpError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("no JSON for the answer: {error}"),
-        )
-    })?;
-    let mut response = Body::from(body).into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    headers.insert(ARM_HEADER, HeaderValue::from_static(answer.by.as_str()));
-    // A version is digits and dots; an id with control characters is left out.
-    if let Ok(value) = HeaderValue::from_str(&version.to_string()) {
-        headers.insert(VERSION_HEADER, value);
+impl From<RequestError> for HttpError {
+    fn from(error: RequestError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
     }
-    if let Ok(value) = HeaderValue::from_str(id) {
-        headers.insert(REQUEST_ID_HEADER, value);
+}
+
+/// An answer, and how the client wants it.
+struct Reply {
+    model: ModelName,
+    id: String,
+    wanted: Vec<WantedOutput>,
+    binary_outputs: bool,
+    coding: Coding,
+    answer: InferAnswer,
+}
+
+/// A body that is ready to go.
+struct Packed {
+    bytes: Vec<u8>,
+    json_length: Option<usize>,
+    coding: Coding,
+}
+
+impl Reply {
+    async fn into_response(self) -> Result<Response, HttpError> {
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.reserve(8);
+        let arm = self.answer.by.as_str();
+        headers.insert(ARM_HEADER, HeaderValue::from_static(arm));
+        // A version is digits and dots; an id with control characters is left out.
+        if let Ok(value) = HeaderValue::try_from(self.answer.version.version.to_string()) {
+            headers.insert(VERSION_HEADER, value);
+        }
+        if let Ok(value) = HeaderValue::from_str(&self.id) {
+            headers.insert(REQUEST_ID_HEADER, value);
+        }
+        let Packed {
+            bytes,
+            json_length,
+            coding,
+        } = self.pack().await?;
+        let content_type = match json_length {
+            None => HeaderValue::from_static("application/json"),
+            Some(length) => {
+                headers.insert(BINARY_HEADER, HeaderValue::from(length));
+                HeaderValue::from_static("application/octet-stream")
+            }
+        };
+        headers.insert(header::CONTENT_TYPE, content_type);
+        if let Some(value) = coding.header() {
+            headers.insert(header::CONTENT_ENCODING, value);
+        }
+        *response.body_mut() = Body::from(bytes);
+        Ok(response)
     }
-    Ok(response)
+
+    /// On a blocking thread where it is large: two threads do all the I/O.
+    async fn pack(self) -> Result<Packed, HttpError> {
+        if answer::size_about(&self.outputs()) <= body::INLINE_BYTES_MAX {
+            return self.packed();
+        }
+        let packing = tokio::task::spawn_blocking(move || self.packed());
+        packing.await.unwrap_or_else(|error| Err(unsaid(&error)))
+    }
+
+    fn packed(&self) -> Result<Packed, HttpError> {
+        let head = AnswerHead {
+            model_name: self.model.as_str(),
+            model_version: self.answer.version.version,
+            id: &self.id,
+        };
+        let AnswerBody { bytes, json_length } =
+            answer::write(head, &self.outputs()).map_err(|error| unsaid(&error))?;
+        let coding = match bytes.len() {
+            ..compression::ANSWER_BYTES_MIN => Coding::Identity,
+            _ => self.coding,
+        };
+        let bytes = compression::pack(coding, bytes).map_err(|error| unsaid(&error))?;
+        Ok(Packed {
+            bytes,
+            json_length,
+            coding,
+        })
+    }
+
+    fn outputs(&self) -> Vec<Output<'_>> {
+        let all = &self.answer.outputs;
+        if self.wanted.is_empty() {
+            let binary = self.binary_outputs;
+            return all.iter().map(|tensor| Output { tensor, binary }).collect();
+        }
+        let wanted = self.wanted.iter().filter_map(|wanted| {
+            let tensor = all.iter().find(|output| output.name == wanted.name)?;
+            let binary = wanted.binary.unwrap_or(self.binary_outputs);
+            Some(Output { tensor, binary })
+        });
+        wanted.collect()
+    }
+}
+
+fn unsaid(error: &dyn std::error::Error) -> HttpError {
+    HttpError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("the answer could not be written: {error}"),
+    )
 }

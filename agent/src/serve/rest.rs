@@ -3,28 +3,33 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rollcall_agent_core::route::CandidateUsage;
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::manifest::TensorSpec;
 use rollcall_shared::version::Version;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::answer::HttpError;
+use super::path::Named;
+use super::predict::parsed;
 use crate::prepare::PreparedModel;
 use crate::routes::RouteEntry;
 
 /// What runs our models, in the protocol's terms.
 const PLATFORM: &str = "onnx";
 
+/// What the index is asked is short. Larger: 413.
+const INDEX_BODY_BYTES_MAX: usize = 4 << 10;
+
 #[derive(Serialize)]
 struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: [&'static str; 1],
+    extensions: [&'static str; 2],
 }
 
 /// `GET /v2`
@@ -32,7 +37,7 @@ pub async fn server() -> impl IntoResponse {
     Json(ServerMetadata {
         name: "rollcall-agent",
         version: env!("CARGO_PKG_VERSION"),
-        extensions: ["model_repository(index)"],
+        extensions: ["binary_tensor_data", "model_repository(index)"],
     })
 }
 
@@ -130,7 +135,7 @@ fn metadata(versions: Vec<Version>, prepared: &PreparedModel) -> Response {
 /// 404 when it is unknown, 503 when nothing answers for it.
 pub async fn model(
     State(app): State<Arc<App>>,
-    Path(model): Path<String>,
+    Named(model): Named<String>,
 ) -> Result<Response, HttpError> {
     let entry = entry(&app, &model)?;
     let answering = answering(&app, &entry);
@@ -152,7 +157,7 @@ pub async fn model(
 /// 404 when it does not answer here.
 pub async fn version(
     State(app): State<Arc<App>>,
-    Path((model, version)): Path<(String, String)>,
+    Named((model, version)): Named<(String, String)>,
 ) -> Result<Response, HttpError> {
     let entry = entry(&app, &model)?;
     let prepared = find(&app, &entry, &model, &version)?;
@@ -190,7 +195,7 @@ struct ModelReady<'a> {
 /// 404 when it is unknown, 503 when nothing answers for it.
 pub async fn model_ready(
     State(app): State<Arc<App>>,
-    Path(model): Path<String>,
+    Named(model): Named<String>,
 ) -> Result<Response, HttpError> {
     let entry = entry(&app, &model)?;
     if answering(&app, &entry).is_empty() {
@@ -209,7 +214,7 @@ pub async fn model_ready(
 /// 404 when it does not answer here.
 pub async fn version_ready(
     State(app): State<Arc<App>>,
-    Path((model, version)): Path<(String, String)>,
+    Named((model, version)): Named<(String, String)>,
 ) -> Result<Response, HttpError> {
     let entry = entry(&app, &model)?;
     find(&app, &entry, &model, &version)?;
@@ -228,8 +233,33 @@ struct IndexRow {
     reason: String,
 }
 
-/// `POST /v2/repository/index`; the body may be empty and is not read.
-pub async fn index(State(app): State<Arc<App>>) -> impl IntoResponse {
+/// What a client wants of the index.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct IndexRequest {
+    /// Only what answers.
+    ready: bool,
+}
+
+/// `POST /v2/repository/index`; the body may be empty.
+///
+/// # Errors
+/// When the body is not empty and no JSON.
+pub async fn index(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<impl IntoResponse, HttpError> {
+    let (parts, body) = request.into_parts();
+    let read = |bytes: &[u8]| match bytes {
+        [] => Ok(IndexRequest::default()),
+        bytes => serde_json::from_slice(bytes).map_err(|error| {
+            HttpError::new(
+                StatusCode::BAD_REQUEST,
+                format!("the body is neither empty nor {{\"ready\": true}}: {error}"),
+            )
+        }),
+    };
+    let (wanted, _room) = parsed(&app, &parts.headers, body, INDEX_BODY_BYTES_MAX, read).await?;
     let routes = app.inference.routes().all();
     let mut rows = Vec::new();
     for (model, entry) in routes.iter() {
@@ -261,11 +291,14 @@ pub async fn index(State(app): State<Arc<App>>) -> impl IntoResponse {
             )
         }));
     }
-    Json(rows)
+    if wanted.ready {
+        rows.retain(|row| row.state == "READY");
+    }
+    Ok(Json(rows))
 }
 
 /// `POST /v2/repository/models/{model}/load` and `/unload`
-pub async fn load_refused(Path(model): Path<String>) -> HttpError {
+pub async fn load_refused(Named(model): Named<String>) -> HttpError {
     HttpError::new(
         StatusCode::FORBIDDEN,
         format!(

@@ -10,26 +10,30 @@ mod elements;
 
 use std::fmt;
 
-use rollcall_agent_core::tensor::{Tensor, TensorData};
 use rollcall_shared::manifest::DataType;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::check::element_count;
+use crate::tensor::{Tensor, TensorData, element_count};
 use elements::{Loose, Read, Typed};
 
 /// Dimensions of a tensor. More: refused; no model has them.
 pub const RANK_MAX: usize = 16;
 
 /// What a tensor says beside its elements. What we do not know is passed over.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct TensorParameters {
     /// The elements follow the JSON as so many bytes (binary tensor extension).
     pub binary_data_size: Option<usize>,
     /// Of a requested output: whether its elements should come as bytes.
     pub binary_data: Option<bool>,
+    /// The elements lie in memory that client and server share, which we have none of.
+    pub shared_memory_region: Option<IgnoredAny>,
+    /// Of a requested output: the best so many classes instead of the numbers, which we
+    /// do not do.
+    pub classification: Option<IgnoredAny>,
 }
 
 /// A tensor of a request, whose elements may come elsewhere.
@@ -141,7 +145,7 @@ impl<'de> Visitor<'de> for TensorVisitor {
                     None => loose.replace(map.next_value()?).is_some(),
                 },
                 Key::Parameters => {
-                    parameters = map.next_value()?;
+                    parameters = map.next_value::<Option<_>>()?.unwrap_or_default();
                     false
                 }
                 Key::Other => {
@@ -199,24 +203,8 @@ enum Key {
     Other,
 }
 
-/// Writes a tensor with flat `data`. A float that is not finite becomes `null`: JSON
+/// Writes elements as one flat array. A float that is not finite becomes `null`: JSON
 /// has no word for it.
-pub struct TensorJson<'a>(pub &'a Tensor);
-
-impl Serialize for TensorJson<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeStruct;
-        let Tensor { name, shape, data } = self.0;
-        let mut tensor = serializer.serialize_struct("Tensor", 4)?;
-        tensor.serialize_field("name", name)?;
-        tensor.serialize_field("datatype", &data.datatype())?;
-        tensor.serialize_field("shape", shape)?;
-        tensor.serialize_field("data", &ElementsJson(data))?;
-        tensor.end()
-    }
-}
-
-/// Writes elements as one flat array.
 pub struct ElementsJson<'a>(pub &'a TensorData);
 
 impl Serialize for ElementsJson<'_> {

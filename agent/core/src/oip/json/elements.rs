@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use rollcall_agent_core::tensor::TensorData;
 use rollcall_shared::manifest::DataType;
 use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::RANK_MAX;
+use crate::tensor::TensorData;
 
 /// What one element of JSON can be.
 #[derive(Clone, Debug, PartialEq)]

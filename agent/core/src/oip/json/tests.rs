@@ -48,7 +48,8 @@ fn every_datatype_reads_and_writes_back() {
         let tensor = read(&json).unwrap();
         assert_eq!(tensor.data.datatype().to_string(), datatype);
         assert_eq!(read(&late).as_ref(), Ok(&tensor));
-        let written = serde_json::to_string(&TensorJson(&tensor)).unwrap();
+        let written = serde_json::to_string(&ElementsJson(&tensor.data)).unwrap();
+        let written = json.replace(data, &written);
         assert_eq!(read(&written), Ok(tensor), "{written}");
     }
 }
