@@ -5,6 +5,7 @@
 //! meant for the node's own network, like the servers that it replaces.
 
 pub mod answer;
+pub mod catalog;
 pub mod connections;
 pub mod feedback;
 pub mod http;
