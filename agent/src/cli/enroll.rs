@@ -208,6 +208,8 @@ fn configuration(
          registry_key = {registry_key}\n\
          # The HTTP port for clients and Prometheus. It has no access control.\n\
          {http}\n\
+         # The same for gRPC. None: no gRPC.\n\
+         # grpc = \"127.0.0.1:8081\"\n\
          # The models that this node hosts. None: all.\n\
          # models = [\"fraud-detector\"]\n\
          \n\
@@ -267,11 +269,12 @@ mod tests {
             toml::from_str::<Config>(&text_elsewhere).unwrap().http,
             elsewhere
         );
-        // Every commented default is the true default.
+        // Every commented default is the true default, where there is one.
+        let is_example = |line: &str| line.starts_with("models") || line.starts_with("grpc");
         let uncommented: String = text
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.contains(" = ") && !rest.starts_with("models") => rest,
+                Some(rest) if rest.contains(" = ") && !is_example(rest) => rest,
                 Some(_) | None => line,
             })
             .collect::<Vec<_>>()
