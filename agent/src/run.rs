@@ -159,15 +159,13 @@ impl Listeners {
     }
 
     /// Serves on all of them.
-    async fn serve(self, app: Arc<App>, shutdown: CancellationToken) -> io::Result<()> {
+    async fn serve(self, app: Arc<App>, shutdown: CancellationToken) {
         let grpc = async {
             if let Some(listener) = self.grpc {
                 grpc::serve(Arc::clone(&app), listener, shutdown.clone()).await;
             }
-            Ok(())
         };
-        let http = serve(Arc::clone(&app), self.http, shutdown.clone());
-        tokio::try_join!(http, grpc).map(|((), ())| ())
+        tokio::join!(serve(Arc::clone(&app), self.http, shutdown.clone()), grpc);
     }
 }
 

@@ -21,7 +21,7 @@ use rollcall_agent::serve::grpc::wire::{
     DataType, HealthCheckRequest, HealthCheckResponse, InferInputTensor, InferParameter,
     InferRequestedOutputTensor, InferTensorContents, ModelConfigRequest, ModelConfigResponse,
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
-    ModelReadyRequest, ModelReadyResponse, ParameterChoice, RepositoryIndexRequest,
+    ModelReadyRequest, ModelReadyResponse, ParameterChoice, ParameterName, RepositoryIndexRequest,
     RepositoryIndexResponse, RepositoryModelLoadRequest, ServerLiveResponse,
     ServerMetadataResponse, ServerReadyResponse, ServingStatus,
 };
@@ -200,6 +200,13 @@ fn parameter(choice: ParameterChoice) -> InferParameter {
 fn wanted(name: &str) -> InferRequestedOutputTensor {
     InferRequestedOutputTensor {
         name: name.to_owned(),
+        ..InferRequestedOutputTensor::default()
+    }
+}
+
+fn asking(parameter: &str) -> ParameterName {
+    ParameterName {
+        key: parameter.to_owned(),
     }
 }
 
@@ -239,6 +246,10 @@ fn faults_of_tensors() -> Vec<(Change, &'static str)> {
             "how long each dimension is",
         ),
         (input(|x| x.shape = vec![1; 17]), "more than 16"),
+        (
+            input(|x| x.parameters = vec![asking("shared_memory_region")]),
+            "does not do",
+        ),
     ]
 }
 
@@ -268,6 +279,13 @@ fn other_faults() -> Vec<(Change, &'static str)> {
         (typed(too_few), "fp32_contents has 63"),
         (typed(of_another_type), "fp32_contents has 0"),
         (change(|r| r.outputs = vec![wanted("colour")]), "no output"),
+        (
+            change(|r| {
+                r.outputs = vec![wanted("label")];
+                r.outputs[0].parameters = vec![asking("classification")];
+            }),
+            "take its largest",
+        ),
         (change(|r| r.id = "x".repeat(1_025)), "at most 1024"),
         (
             change(|r| r.inputs = vec![InferInputTensor::default(); 65]),
@@ -414,6 +432,18 @@ async fn what_is_no_message_is_refused() {
     ] {
         let (http, code, says) = raw_call(&port, content, false).await;
         assert_eq!((http, code), (200, expected), "{content:?}: {says}");
+    }
+}
+
+#[tokio::test]
+async fn who_speaks_something_else_is_told_so() {
+    let (_bench, port, _client) = start(Serving::default()).await;
+    let mut sender = connect::<Full<Bytes>>(port.address).await;
+    for content_type in ["application/json", "application/grpc-web"] {
+        let request = Request::post(format!("http://agent/{SERVICE}/ServerLive"));
+        let request = request.header(header::CONTENT_TYPE, content_type);
+        let response = sender.send_request(request.body(Full::default()).unwrap());
+        assert_eq!(response.await.unwrap().status(), 415);
     }
 }
 

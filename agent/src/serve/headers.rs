@@ -2,7 +2,8 @@
 //! of REST and as metadata of gRPC, which are headers of HTTP too.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use rollcall_shared::feedback::{TAG, is_tag};
+use rollcall_agent_core::oip::request::{RequestError, check_segment};
+use rollcall_shared::feedback::TAG;
 use rollcall_shared::limits::TEXT_BYTES_MAX;
 
 use super::infer::InferAnswer;
@@ -20,16 +21,13 @@ pub const ARM_HEADER: HeaderName = HeaderName::from_static("x-rollcall-arm");
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A text that names no segment.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts say what the fields are")]
 pub enum SegmentError {
     #[error("{SEGMENT_HEADER} is not UTF-8: a segment is a {TAG}")]
     NotText,
-    #[error(
-        "{shown:?} is no segment: give a {TAG}, e.g. a country, and let the keys of \
-         customers be sticky keys"
-    )]
-    NotATag { shown: String },
+    #[error(transparent)]
+    NotATag(#[from] RequestError),
 }
 
 /// The request's name in its headers.
@@ -61,19 +59,6 @@ pub fn segment(headers: &HeaderMap) -> Result<Option<String>, SegmentError> {
     let segment = std::str::from_utf8(value.as_bytes()).map_err(|_| SegmentError::NotText)?;
     check_segment(segment)?;
     Ok(Some(segment.to_owned()))
-}
-
-/// Checks a segment's name, wherever it stood.
-///
-/// # Errors
-/// When it can be none.
-pub fn check_segment(segment: &str) -> Result<(), SegmentError> {
-    if is_tag(segment) {
-        return Ok(());
-    }
-    Err(SegmentError::NotATag {
-        shown: segment.chars().take(60).collect(),
-    })
 }
 
 /// Tells in an answer's headers who gave it, and to which request.

@@ -28,7 +28,7 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic_prost::ProstCodec;
 
-use super::Bench;
+use crate::support::Bench;
 
 pub const SERVICE: &str = "inference.GRPCInferenceService";
 
@@ -140,7 +140,7 @@ pub fn request(rows: &[Vec<f64>]) -> ModelInferRequest {
             name: "input".to_owned(),
             datatype: "FP32".to_owned(),
             shape: vec![rows.len().try_into().unwrap(), 64],
-            contents: None,
+            ..InferInputTensor::default()
         }],
         raw_input_contents: vec![elements.flat_map(f32::to_le_bytes).collect()],
         ..ModelInferRequest::default()

@@ -8,7 +8,10 @@ use axum::http::{HeaderMap, Response};
 use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
-use rollcall_agent_core::tensor::{Tensor, TensorData};
+use rollcall_agent_core::oip::json::RANK_MAX;
+use rollcall_agent_core::oip::raw::{self, RawError};
+use rollcall_agent_core::oip::request::{check_input, check_output, check_segment};
+use rollcall_agent_core::tensor::{Tensor, TensorData, element_count};
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::limits::{TENSORS_MAX, TEXT_BYTES_MAX};
 use rollcall_shared::manifest::DataType;
@@ -20,12 +23,9 @@ use tonic::Status;
 
 use super::message::{Received, Reply, reply};
 use super::wire::{
-    InferInputTensor, InferOutputTensor, InferParameter, InferTensorContents, ModelInferRequest,
-    ModelInferResponse, ParameterChoice,
+    InferInputTensor, InferOutputTensor, InferParameter, InferRequestedOutputTensor,
+    InferTensorContents, ModelInferRequest, ModelInferResponse, ParameterChoice, ParameterName,
 };
-use crate::engine::check::element_count;
-use crate::engine::json::RANK_MAX;
-use crate::engine::raw::{self, RawError};
 use crate::serve::App;
 use crate::serve::headers;
 use crate::serve::infer::{InferAnswer, InferRefusal, InferRequest};
@@ -57,7 +57,8 @@ pub(super) async fn infer(
     headers: &HeaderMap,
     received: Received,
 ) -> Result<Response<Reply>, Status> {
-    let asked = read(received.bytes.clone()).await?;
+    let Received { bytes, room: _room } = received;
+    let asked = read(bytes).await?;
     let not_found = |error: &dyn std::error::Error| Status::not_found(error.to_string());
     let model: ModelName = asked.model.parse().map_err(|e| not_found(&e))?;
     let version: Option<Version> = (!asked.version.is_empty())
@@ -127,8 +128,17 @@ fn parse(message: Bytes) -> Result<Asked, Status> {
     };
     segment
         .as_deref()
-        .map_or(Ok(()), headers::check_segment)
+        .map_or(Ok(()), check_segment)
         .map_err(bad)?;
+    for InferInputTensor {
+        name, parameters, ..
+    } in &request.inputs
+    {
+        check_input(name, |known| has(parameters, known)).map_err(bad)?;
+    }
+    for InferRequestedOutputTensor { name, parameters } in &request.outputs {
+        check_output(name, |known| has(parameters, known)).map_err(bad)?;
+    }
     Ok(Asked {
         inputs: tensors(request.inputs, &request.raw_input_contents)?,
         outputs: request
@@ -141,6 +151,10 @@ fn parse(message: Bytes) -> Result<Asked, Status> {
         id: request.id,
         segment,
     })
+}
+
+fn has(parameters: &[ParameterName], name: &str) -> bool {
+    parameters.iter().any(|parameter| parameter.key == name)
 }
 
 /// Bounds what a message may make of itself: an empty tensor is two bytes of a message

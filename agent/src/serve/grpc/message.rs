@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use prost::Message;
 use rollcall_shared::limits::INFER_BODY_BYTES_MAX;
 use tokio::sync::OwnedSemaphorePermit;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::serve::App;
@@ -30,12 +31,13 @@ const RESERVE_BYTES_MAX: usize = 1 << 20;
 const HEAD_BYTES: usize = 5;
 
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// A message, and the room that it takes in memory until it is dropped.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    _room: OwnedSemaphorePermit,
+    pub(super) room: OwnedSemaphorePermit,
 }
 
 /// Reads the one message of a call.
@@ -74,7 +76,7 @@ async fn gather(app: &App, mut body: Incoming) -> Result<Received, Status> {
     match announced {
         Some((whole, room)) if bytes.len() == whole => Ok(Received {
             bytes: bytes.slice(HEAD_BYTES..),
-            _room: room,
+            room,
         }),
         Some((whole, _)) => Err(Status::invalid_argument(format!(
             "the message has {} bytes of the {} that it announced",
@@ -88,9 +90,11 @@ async fn gather(app: &App, mut body: Incoming) -> Result<Received, Status> {
 /// What a message's head says about its length.
 fn length([compressed, length @ ..]: [u8; HEAD_BYTES]) -> Result<usize, Status> {
     if compressed != 0 {
-        return Err(Status::unimplemented(
-            "compressed messages are not taken here: send them as they are",
-        ));
+        let mut refusal =
+            Status::unimplemented("compressed messages are not taken here: send them as they are");
+        let taken = MetadataValue::from_static("identity");
+        refusal.metadata_mut().insert(ACCEPT_ENCODING, taken);
+        return Err(refusal);
     }
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
     if length > INFER_BODY_BYTES_MAX {
@@ -163,6 +167,19 @@ impl Gathered {
 pub(super) struct Reply {
     message: Option<Bytes>,
     status: Option<HeaderMap>,
+}
+
+/// An answer to who does not speak gRPC.
+pub(super) fn not_grpc() -> Response<Reply> {
+    let mut response = Response::new(Reply::default());
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
+/// Whether a call's messages are what we read.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    matches!(value, Some(b"application/grpc" | b"application/grpc+proto"))
 }
 
 /// An answer with a message.

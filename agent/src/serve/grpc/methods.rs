@@ -8,7 +8,7 @@ use rollcall_shared::version::Version;
 use tonic::Status;
 
 use super::infer::infer;
-use super::message::{Received, Reply, receive, reply};
+use super::message::{Received, Reply, is_grpc, not_grpc, receive, reply};
 use super::wire::{
     DataType as ConfigType, HealthCheckRequest, HealthCheckResponse, ModelConfig,
     ModelConfigRequest, ModelConfigResponse, ModelIndex, ModelInput, ModelMetadataRequest,
@@ -60,6 +60,9 @@ impl Method {
 
 /// Answers a call. A refusal is an answer too.
 pub(super) async fn answer(app: &App, request: Request<Incoming>) -> Response<Reply> {
+    if !is_grpc(request.headers()) {
+        return not_grpc();
+    }
     call(app, request).await.unwrap_or_else(Status::into_http)
 }
 
@@ -81,7 +84,7 @@ async fn call(app: &App, request: Request<Incoming>) -> Result<Response<Reply>, 
         Method::ServerMetadata => reply(&ServerMetadataResponse {
             name: catalog::SERVER.to_owned(),
             version: catalog::SERVER_VERSION.to_owned(),
-            extensions: vec!["model_repository(index)".to_owned()],
+            extensions: vec![catalog::INDEX_EXTENSION.to_owned()],
         }),
         Method::ModelMetadata => reply(&metadata(app, &read(received)?)?),
         Method::ModelInfer => infer(app, &head.headers, received).await,
@@ -201,10 +204,9 @@ const fn config_type(datatype: DataType) -> ConfigType {
 }
 
 fn index(app: &App, request: &RepositoryIndexRequest) -> RepositoryIndexResponse {
-    let rows = catalog::index(&app.inference).into_iter();
-    let wanted = rows.filter(|row| !request.ready || row.unavailable.is_none());
+    let rows = catalog::index(&app.inference, request.ready).into_iter();
     RepositoryIndexResponse {
-        models: wanted
+        models: rows
             .map(|row| ModelIndex {
                 name: row.model.to_string(),
                 version: row.version_text(),

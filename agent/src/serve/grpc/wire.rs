@@ -147,6 +147,8 @@ pub struct InferInputTensor {
     pub datatype: String,
     #[prost(int64, repeated, tag = "3")]
     pub shape: Vec<i64>,
+    #[prost(message, repeated, tag = "4")]
+    pub parameters: Vec<ParameterName>,
     #[prost(message, optional, tag = "5")]
     pub contents: Option<InferTensorContents>,
 }
@@ -155,6 +157,15 @@ pub struct InferInputTensor {
 pub struct InferRequestedOutputTensor {
     #[prost(string, tag = "1")]
     pub name: String,
+    #[prost(message, repeated, tag = "2")]
+    pub parameters: Vec<ParameterName>,
+}
+
+/// An entry of a `map<string, InferParameter>` of which only the key is read.
+#[derive(Clone, PartialEq, Message)]
+pub struct ParameterName {
+    #[prost(string, tag = "1")]
+    pub key: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
