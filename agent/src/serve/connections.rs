@@ -1,32 +1,21 @@
-<<<<<<< HEAD
-//! The HTTP listener with a bound on its connections.
-=======
-//! Connections: how many, and how long each may wait.
->>>>>>> 3cc97db (The Open Inference Protocol over gRPC)
+//! A listener with a bound on its connections.
 //!
 //! Each connection takes a file descriptor, and clients that open thousands must not
-//! leave the cache without any. When full, new ones wait in the kernel's backlog.
+//! leave the cache without any. When full, new ones wait in the kernel's backlog. Where
+//! clients speak first, who connects and says nothing can be told to go.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-<<<<<<< HEAD
-use std::task::{Context, Poll};
-=======
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
->>>>>>> 3cc97db (The Open Inference Protocol over gRPC)
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-<<<<<<< HEAD
-=======
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
->>>>>>> 3cc97db (The Open Inference Protocol over gRPC)
 
 /// Connections at one time.
 pub const CONNECTIONS_MAX: usize = 4_096;
