@@ -283,16 +283,7 @@ impl Config {
             let why = "write less than serving.candidate_timeout";
             check("batching.MODEL.max_delay", &delay, good, why)?;
         }
-        if let Some(grpc) = self.grpc {
-            let good = grpc.port() == 0 || grpc != self.http;
-            check("grpc", &grpc, good, "write another port than that of http")?;
-        }
-        for address in &self.coordinators {
-            let good = address
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-            check("coordinators", address, good, "write HOST:PORT")?;
-        }
+        self.validate_addresses()?;
         let models = self.models.len();
         check(
             "models",
@@ -309,6 +300,20 @@ impl Config {
             good,
             "give at most 64, none empty or over 1024 bytes",
         )
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        if let Some(grpc) = self.grpc {
+            let good = grpc.port() == 0 || grpc != self.http;
+            check("grpc", &grpc, good, "write another port than that of http")?;
+        }
+        for address in &self.coordinators {
+            let good = address
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            check("coordinators", address, good, "write HOST:PORT")?;
+        }
+        Ok(())
     }
 
     /// Where the node's private key lies.
