@@ -39,6 +39,10 @@ pub struct Config {
     /// of its own: put it where only clients and Prometheus can reach it.
     #[serde(default = "http_default")]
     pub http: SocketAddr,
+    /// Where gRPC listens; not given (the default): nowhere. It has no access control
+    /// either. Port 0: a free one, which the log and the status tell.
+    #[serde(default)]
+    pub grpc: Option<SocketAddr>,
     /// The models that this node hosts; empty (the default): all.
     #[serde(default)]
     pub models: Vec<ModelName>,
@@ -279,12 +283,7 @@ impl Config {
             let why = "write less than serving.candidate_timeout";
             check("batching.MODEL.max_delay", &delay, good, why)?;
         }
-        for address in &self.coordinators {
-            let good = address
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-            check("coordinators", address, good, "write HOST:PORT")?;
-        }
+        self.validate_addresses()?;
         let models = self.models.len();
         check(
             "models",
@@ -301,6 +300,20 @@ impl Config {
             good,
             "give at most 64, none empty or over 1024 bytes",
         )
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        if let Some(grpc) = self.grpc {
+            let good = grpc.port() == 0 || grpc != self.http;
+            check("grpc", &grpc, good, "write another port than that of http")?;
+        }
+        for address in &self.coordinators {
+            let good = address
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            check("coordinators", address, good, "write HOST:PORT")?;
+        }
+        Ok(())
     }
 
     /// Where the node's private key lies.
@@ -371,6 +384,7 @@ mod tests {
                 "serving.candidate_timeout",
             ),
             ("[serving]\ncandidate_timeout = \"soon\"", "not a duration"),
+            ("grpc = \"127.0.0.1:8080\"", "another port"),
             ("coordinators = [\"nowhere\"]", "HOST:PORT"),
             ("models = [\"../etc\"]", "model name"),
         ] {

@@ -1,11 +1,11 @@
 //! Puts an agent together and runs it until it is told to stop.
 //!
-//! The order matters: the HTTP port answers first (not ready), the state and the
+//! The order matters: the ports answer first (not ready), the state and the
 //! cache come from disk, and the coordinator is only then looked for. So stable
 //! serves with no coordinator in sight.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ use crate::resources::Sampler;
 use crate::routes::Routes;
 use crate::serve::infer::Inference;
 use crate::serve::status::{CacheStatus, CachedVersionStatus, StatusBoard, View};
-use crate::serve::{App, Ids, serve};
+use crate::serve::{App, Ids, grpc, serve};
 
 /// A certificate that ends within this is warned of at the start.
 const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -142,7 +142,34 @@ fn warn_of_expiry(expires: Timestamp) {
     }
 }
 
-/// Runs an agent: clients come to `http`, the coordinator is reached through `udp`.
+/// Where clients come in.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For HTTP.
+    pub http: TcpListener,
+    /// For gRPC, where it is wanted.
+    pub grpc: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Where they are, with the ports that were found.
+    fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        let address = |listener: &TcpListener| listener.local_addr().ok();
+        (address(&self.http), self.grpc.as_ref().and_then(address))
+    }
+
+    /// Serves on all of them.
+    async fn serve(self, app: Arc<App>, shutdown: CancellationToken) {
+        let grpc = async {
+            if let Some(listener) = self.grpc {
+                grpc::serve(Arc::clone(&app), listener, shutdown.clone()).await;
+            }
+        };
+        tokio::join!(serve(Arc::clone(&app), self.http, shutdown.clone()), grpc);
+    }
+}
+
+/// Runs an agent: clients come to `listeners`, the coordinator is reached through `udp`.
 /// Returns when `shutdown` was asked for and what was under way is done. The folder is
 /// free for another agent then, also in this process, unless work that was cut off goes
 /// on for 3 s more.
@@ -151,7 +178,7 @@ fn warn_of_expiry(expires: Timestamp) {
 /// When it cannot start, or a part of it died.
 pub async fn run(
     config: Config,
-    http: TcpListener,
+    listeners: Listeners,
     udp: UdpSocket,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
@@ -160,7 +187,7 @@ pub async fn run(
     let credentials = Credentials::read(&config)?;
     let cache = Arc::new(open_cache(&config).await?);
     let closed = cache.closed();
-    let ended = live(config, credentials, cache, http, udp, shutdown.clone()).await;
+    let ended = live(config, credentials, cache, listeners, udp, shutdown.clone()).await;
     shutdown.cancel();
     if tokio::time::timeout(CLOSE_MAX, closed.cancelled())
         .await
@@ -176,7 +203,7 @@ async fn live(
     config: Config,
     credentials: Credentials,
     cache: Arc<Cache>,
-    http: TcpListener,
+    listeners: Listeners,
     udp: UdpSocket,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
@@ -185,18 +212,12 @@ async fn live(
     let models = Arc::new(Models::default());
     let routes = Arc::new(Routes::new(Arc::clone(&models), Arc::clone(&recorder)));
     let (events, local_inputs) = mpsc::channel(LOCAL_INPUTS_MAX);
-    let app = app(
-        &config,
-        &credentials.node,
-        clock,
-        &routes,
-        &recorder,
-        &cache,
-        events,
-    )?;
+    let (http, grpc) = listeners.addresses();
+    let board = status_board(&credentials.node, &cache).with_grpc(grpc);
+    let app = app(&config, board, clock, &routes, &recorder, events)?;
     let status = Arc::clone(&app.status);
-    tracing::info!(node = %credentials.node, http = ?http.local_addr().ok(), "the agent is up");
-    let serving = tokio::spawn(serve(app, http, shutdown.clone()));
+    tracing::info!(node = %credentials.node, ?http, ?grpc, "the agent is up");
+    let serving = tokio::spawn(listeners.serve(app, shutdown.clone()));
 
     let store = Arc::new(cache.state_store());
     let state = tokio::task::spawn_blocking({
@@ -248,19 +269,16 @@ async fn live(
     supervise(serving, driving, linking, reporting, shutdown).await
 }
 
-/// What the HTTP port shows.
+/// What the ports show.
 fn app(
     config: &Config,
-    node: &NodeId,
+    status: StatusBoard,
     clock: Clock,
     routes: &Arc<Routes>,
     recorder: &Arc<Recorder>,
-    cache: &Arc<Cache>,
     events: mpsc::Sender<Input>,
 ) -> io::Result<Arc<App>> {
     let inference = Inference::start(&config.serving, clock, Arc::clone(routes), events)?;
-    let cache = Arc::clone(cache);
-    let status = StatusBoard::new(node.clone(), Box::new(move || cache_status(&cache)));
     Ok(Arc::new(App {
         inference: Arc::new(inference),
         status: Arc::new(status),
@@ -323,6 +341,11 @@ fn view(agent: &Agent, clock: Clock) -> View {
         connected: agent.is_welcomed(),
         models: agent.status(at),
     }
+}
+
+fn status_board(node: &NodeId, cache: &Arc<Cache>) -> StatusBoard {
+    let cache = Arc::clone(cache);
+    StatusBoard::new(node.clone(), Box::new(move || cache_status(&cache)))
 }
 
 fn cache_status(cache: &Cache) -> CacheStatus {

@@ -1,12 +1,16 @@
-//! The agent's HTTP port: Open Inference Protocol v2, feedback, metrics and status.
+//! The agent's ports: Open Inference Protocol v2 over HTTP, with feedback, metrics and
+//! status, and over [`grpc`] where it is asked for.
 //!
 //! It listens before any model is there and says "not ready"; it decides nothing
 //! about who answers, that is [`infer`]'s and the route's. No access control: it is
 //! meant for the node's own network, like the servers that it replaces.
 
 pub mod answer;
+pub mod catalog;
 pub mod connections;
 pub mod feedback;
+pub mod grpc;
+pub mod headers;
 pub mod http;
 pub mod infer;
 pub mod path;

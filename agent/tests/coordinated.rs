@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use coordinator::{Coordinator, Heard};
+use rollcall_agent::Listeners;
 use rollcall_agent::config::Config;
 use rollcall_agent_core::breaker::FAILURES_TO_OPEN;
 use rollcall_shared::assignment::{
@@ -42,7 +43,13 @@ impl Node {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", http.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(rollcall_agent::run(config, http, udp, shutdown.clone()));
+        let listeners = Listeners { http, grpc: None };
+        let task = tokio::spawn(rollcall_agent::run(
+            config,
+            listeners,
+            udp,
+            shutdown.clone(),
+        ));
         Self {
             url,
             client: reqwest::Client::new(),

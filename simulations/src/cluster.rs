@@ -326,6 +326,8 @@ impl Cluster {
             "--http",
             &http.to_string(),
         ]);
+        // On a free port, which its status tells.
+        enroll.args(["--grpc", &SocketAddr::new(http.ip(), 0).to_string()]);
         run_command(enroll.arg("--dir").arg(self.dir.join(&node))).map(drop)
     }
 

@@ -43,6 +43,9 @@ pub(super) struct Enroll {
     /// Where clients will reach this node's HTTP port, e.g. 0.0.0.0:8080
     #[arg(long, value_name = "ADDR")]
     http: Option<SocketAddr>,
+    /// Where clients will reach this node over gRPC, e.g. 0.0.0.0:8081; without it: not at all
+    #[arg(long, value_name = "ADDR")]
+    grpc: Option<SocketAddr>,
     /// The folder to make; the key, state and cache will live there
     #[arg(long)]
     dir: PathBuf,
@@ -157,7 +160,8 @@ impl Enroll {
     /// The configuration comes last: where it is, the rest is.
     fn write(&self, certificate: &str, ca: &str, registry_key: &str) -> anyhow::Result<()> {
         let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
-        let text = configuration(&self.coordinator, registry_key, self.http, &labels);
+        let ports = [self.http, self.grpc];
+        let text = configuration(&self.coordinator, registry_key, ports, &labels);
         let parsed: Config =
             toml::from_str(&text).context("the coordinator's answer is unusable")?;
         parsed.validate()?;
@@ -188,13 +192,17 @@ fn put(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
 fn configuration(
     coordinator: &str,
     registry_key: &str,
-    http: Option<SocketAddr>,
+    [http, grpc]: [Option<SocketAddr>; 2],
     labels: &BTreeMap<String, String>,
 ) -> String {
     let quote = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let http = match http {
         Some(address) => format!("http = \"{address}\""),
         None => "# http = \"127.0.0.1:8080\"".to_owned(),
+    };
+    let grpc = match grpc {
+        Some(address) => format!("grpc = \"{address}\""),
+        None => "# grpc = \"127.0.0.1:8081\"".to_owned(),
     };
     let mut text = format!(
         "# Configuration of a Rollcall agent, written by `rollcall-agent enroll`.\n\
@@ -208,6 +216,8 @@ fn configuration(
          registry_key = {registry_key}\n\
          # The HTTP port for clients and Prometheus. It has no access control.\n\
          {http}\n\
+         # The same for gRPC. None: no gRPC.\n\
+         {grpc}\n\
          # The models that this node hosts. None: all.\n\
          # models = [\"fraud-detector\"]\n\
          \n\
@@ -257,21 +267,22 @@ mod tests {
     fn the_written_configuration_reads_back_with_the_defaults_that_it_names() {
         let key = "ab".repeat(32);
         let labels = BTreeMap::from([("zone".to_owned(), "eu \"1\"".to_owned())]);
-        let text = configuration("host:7443", &key, None, &labels);
+        let text = configuration("host:7443", &key, [None; 2], &labels);
         let config: Config = toml::from_str(&text).unwrap();
         config.validate().unwrap();
         assert_eq!(config.labels, labels);
         let elsewhere: SocketAddr = "0.0.0.0:9000".parse().unwrap();
-        let text_elsewhere = configuration("host:7443", &key, Some(elsewhere), &labels);
-        assert_eq!(
-            toml::from_str::<Config>(&text_elsewhere).unwrap().http,
-            elsewhere
-        );
-        // Every commented default is the true default.
+        let free = "127.0.0.1:0".parse().unwrap();
+        let text_elsewhere =
+            configuration("host:7443", &key, [Some(elsewhere), Some(free)], &labels);
+        let moved: Config = toml::from_str(&text_elsewhere).unwrap();
+        assert_eq!((moved.http, moved.grpc), (elsewhere, Some(free)));
+        // Every commented default is the true default, where there is one.
+        let is_example = |line: &str| line.starts_with("models") || line.starts_with("grpc");
         let uncommented: String = text
             .lines()
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.contains(" = ") && !rest.starts_with("models") => rest,
+                Some(rest) if rest.contains(" = ") && !is_example(rest) => rest,
                 Some(_) | None => line,
             })
             .collect::<Vec<_>>()

@@ -1,6 +1,6 @@
 //! `rollcall-agent run`: opens the sockets, starts the runtime, listens for signals.
 
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::Listeners;
 use crate::config::{Config, Log, LogFormat};
 
 /// Sockets and timers need no more; models run on threads of their own.
@@ -48,18 +49,19 @@ impl Run {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let http = TcpListener::bind(config.http).await.with_context(|| {
-        format!(
-            "cannot listen on {}: set another `http` in the configuration",
-            config.http
-        )
-    })?;
+    let listeners = Listeners {
+        http: listen("http", config.http).await?,
+        grpc: match config.grpc {
+            Some(address) => Some(listen("grpc", address).await?),
+            None => None,
+        },
+    };
     // One socket for both IP versions where the host has both.
     let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
         .context("no UDP socket")?;
     let shutdown = CancellationToken::new();
-    let agent = tokio::spawn(crate::run(config, http, udp, shutdown.clone()));
+    let agent = tokio::spawn(crate::run(config, listeners, udp, shutdown.clone()));
     let mut terminate = signal(SignalKind::terminate()).context("no signals")?;
     let watchdog = tokio::spawn(feed_watchdog());
     let mut agent = std::pin::pin!(agent);
@@ -74,6 +76,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let ended = agent.await;
     watchdog.abort();
     Ok(ended??)
+}
+
+async fn listen(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: set another `{key}` in the configuration")
+    })
 }
 
 /// Says at half the interval that this process's threads still take turns.

@@ -89,8 +89,12 @@ fn print_table(status: &Value) {
     } else {
         "no coordinator in sight"
     };
+    let grpc = match &status["grpc"] {
+        Value::String(address) => format!("gRPC at {address}, "),
+        _ => String::new(),
+    };
     println!(
-        "{}: {coordinator}, cache {} bytes",
+        "{}: {coordinator}, {grpc}cache {} bytes",
         text(&status["node"]),
         status["cache"]["bytes"]
     );

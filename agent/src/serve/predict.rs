@@ -17,29 +17,18 @@ use rollcall_agent_core::oip::answer::{self, AnswerBody, AnswerHead, Output};
 use rollcall_agent_core::oip::request::{
     self, InferBody, JSON_LENGTH_HEADER, RequestError, WantedOutput,
 };
-use rollcall_shared::feedback::TAG;
 use rollcall_shared::ids::ModelName;
-use rollcall_shared::limits::{INFER_BODY_BYTES_MAX, TEXT_BYTES_MAX};
+use rollcall_shared::limits::INFER_BODY_BYTES_MAX;
 use rollcall_shared::version::Version;
 
 use super::App;
 use super::answer::HttpError;
+use super::headers::{self, SegmentError};
 use super::infer::{InferAnswer, InferRequest};
 use super::path::Named;
 pub(super) use body::parsed;
 use compression::Coding;
 
-/// Requests with the same value meet the same version.
-pub const KEY_HEADER: HeaderName = HeaderName::from_static("x-rollcall-key");
-/// Requests with the same value are counted together, beside all; `parameters.segment` of
-/// the body goes before it.
-pub const SEGMENT_HEADER: HeaderName = HeaderName::from_static("rollcall-segment");
-/// Which version answered.
-pub const VERSION_HEADER: HeaderName = HeaderName::from_static("x-rollcall-version");
-/// As what: `stable`, `candidate` or `fallback`.
-pub const ARM_HEADER: HeaderName = HeaderName::from_static("x-rollcall-arm");
-/// The request's name: the client's, or ours. `id` of the body goes before it.
-pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// How many bytes of a body are JSON, where buffers follow: of a request, and of an answer.
 pub const BINARY_HEADER: HeaderName = HeaderName::from_static("inference-header-content-length");
 
@@ -93,16 +82,16 @@ async fn predict(
     } = asked;
     let segment = match segment {
         Some(segment) => Some(segment),
-        None => segment_of(headers)?,
+        None => headers::segment(headers)?,
     };
     let id = id
-        .or_else(|| header_text(headers, &REQUEST_ID_HEADER))
+        .or_else(|| headers::request_id(headers))
         .unwrap_or_else(|| app.ids.make());
     let request = InferRequest {
         model: model.clone(),
         version,
         id: id.clone(),
-        sticky_key: header_text(headers, &KEY_HEADER),
+        sticky_key: headers::sticky_key(headers),
         segment,
         inputs,
         outputs: wanted.iter().map(|output| output.name.clone()).collect(),
@@ -117,26 +106,6 @@ async fn predict(
         answer,
     };
     reply.into_response().await
-}
-
-fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    let value = headers.get(name)?.as_bytes();
-    let text = String::from_utf8_lossy(value).into_owned();
-    (!text.is_empty() && text.len() <= TEXT_BYTES_MAX).then_some(text)
-}
-
-fn segment_of(headers: &HeaderMap) -> Result<Option<String>, HttpError> {
-    let Some(value) = headers.get(SEGMENT_HEADER) else {
-        return Ok(None);
-    };
-    let segment = std::str::from_utf8(value.as_bytes()).map_err(|_| {
-        HttpError::new(
-            StatusCode::BAD_REQUEST,
-            format!("the header {SEGMENT_HEADER} is not UTF-8: a segment is a {TAG}"),
-        )
-    })?;
-    request::check_segment(segment)?;
-    Ok(Some(segment.to_owned()))
 }
 
 /// How many bytes of the body are JSON, where the client says so.
@@ -154,6 +123,12 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, HttpError> {
             ),
         )
     })
+}
+
+impl From<SegmentError> for HttpError {
+    fn from(error: SegmentError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
 }
 
 impl From<RequestError> for HttpError {
@@ -184,15 +159,7 @@ impl Reply {
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         headers.reserve(8);
-        let arm = self.answer.by.as_str();
-        headers.insert(ARM_HEADER, HeaderValue::from_static(arm));
-        // A version is digits and dots; an id with control characters is left out.
-        if let Ok(value) = HeaderValue::try_from(self.answer.version.version.to_string()) {
-            headers.insert(VERSION_HEADER, value);
-        }
-        if let Ok(value) = HeaderValue::from_str(&self.id) {
-            headers.insert(REQUEST_ID_HEADER, value);
-        }
+        super::headers::tell(headers, &self.id, &self.answer);
         let Packed {
             bytes,
             json_length,

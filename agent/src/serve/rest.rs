@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use rollcall_agent_core::route::CandidateUsage;
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::manifest::TensorSpec;
 use rollcall_shared::version::Version;
@@ -14,13 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::answer::HttpError;
+use super::catalog::{self, Answering, CatalogRefusal, IndexRow, PLATFORM};
 use super::path::Named;
 use super::predict::parsed;
-use crate::prepare::PreparedModel;
-use crate::routes::RouteEntry;
-
-/// What runs our models, in the protocol's terms.
-const PLATFORM: &str = "onnx";
 
 /// What the index is asked is short. Larger: 413.
 const INDEX_BODY_BYTES_MAX: usize = 4 << 10;
@@ -35,9 +30,9 @@ struct ServerMetadata {
 /// `GET /v2`
 pub async fn server() -> impl IntoResponse {
     Json(ServerMetadata {
-        name: "rollcall-agent",
-        version: env!("CARGO_PKG_VERSION"),
-        extensions: ["binary_tensor_data", "model_repository(index)"],
+        name: catalog::SERVER,
+        version: catalog::SERVER_VERSION,
+        extensions: ["binary_tensor_data", catalog::INDEX_EXTENSION],
     })
 }
 
@@ -61,70 +56,46 @@ struct Ready {
 /// # Errors
 /// 503 when none can.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Response, HttpError> {
-    let routes = app.inference.routes().all();
-    if routes
-        .values()
-        .any(|entry| !answering(&app, entry).is_empty())
-    {
+    if catalog::is_ready(&app.inference) {
         Ok(Json(Ready { ready: true }).into_response())
     } else {
-        Err(not_ready("no model is ready on this node".to_owned()))
+        Err(HttpError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no model is ready on this node",
+        ))
     }
 }
 
-fn not_ready(message: String) -> HttpError {
-    HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message)
-}
-
-fn not_found(message: String) -> HttpError {
-    HttpError::new(StatusCode::NOT_FOUND, message)
-}
-
-/// The versions that answer clients now, stable first.
-fn answering<'a>(app: &App, entry: &'a RouteEntry) -> Vec<&'a PreparedModel> {
-    let now = app.inference.now();
-    let in_use = entry.route.candidate.as_ref().is_some_and(|candidate| {
-        let answers = match candidate.usage {
-            CandidateUsage::Canary(_) => true,
-            CandidateUsage::Shadow(_) => false,
+impl From<CatalogRefusal> for HttpError {
+    fn from(refusal: CatalogRefusal) -> Self {
+        let status = match &refusal {
+            CatalogRefusal::NoModelName(_)
+            | CatalogRefusal::NoVersion(_)
+            | CatalogRefusal::UnknownModel { .. }
+            | CatalogRefusal::UnknownVersion { .. } => StatusCode::NOT_FOUND,
+            CatalogRefusal::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            CatalogRefusal::ByRolloutOnly { .. } => StatusCode::FORBIDDEN,
         };
-        answers && now < candidate.lease_until
-    });
-    let stable = entry.stable.iter().map(|arm| &*arm.prepared);
-    let candidate = entry
-        .candidate
-        .iter()
-        .filter(|_| in_use)
-        .map(|c| &*c.arm.prepared);
-    stable.chain(candidate).collect()
-}
-
-fn entry(app: &App, model: &str) -> Result<Arc<RouteEntry>, HttpError> {
-    let model: ModelName = model
-        .parse()
-        .map_err(|error| not_found(format!("{error}")))?;
-    app.inference
-        .routes()
-        .get(&model)
-        .ok_or_else(|| not_found(format!("this node has no model {model}")))
+        Self::new(status, refusal.to_string())
+    }
 }
 
 #[derive(Serialize)]
 struct ModelMetadata<'a> {
     name: &'a str,
-    versions: Vec<Version>,
+    versions: &'a [Version],
     platform: &'static str,
     inputs: &'a [TensorSpec],
     outputs: &'a [TensorSpec],
 }
 
-fn metadata(versions: Vec<Version>, prepared: &PreparedModel) -> Response {
+fn metadata(answering: &Answering) -> Response {
     Json(ModelMetadata {
-        name: prepared.manifest.model.as_str(),
-        versions,
+        name: answering.model.as_str(),
+        versions: &answering.versions,
         platform: PLATFORM,
-        inputs: &prepared.manifest.signature.inputs,
-        outputs: &prepared.manifest.signature.outputs,
+        inputs: &answering.signature.inputs,
+        outputs: &answering.signature.outputs,
     })
     .into_response()
 }
@@ -137,18 +108,7 @@ pub async fn model(
     State(app): State<Arc<App>>,
     Named(model): Named<String>,
 ) -> Result<Response, HttpError> {
-    let entry = entry(&app, &model)?;
-    let answering = answering(&app, &entry);
-    let first = answering
-        .first()
-        .ok_or_else(|| not_ready(format!("{model} is not ready")))?;
-    Ok(metadata(
-        answering
-            .iter()
-            .map(|prepared| prepared.version.version)
-            .collect(),
-        first,
-    ))
+    Ok(metadata(&catalog::model(&app.inference, &model, None)?))
 }
 
 /// `GET /v2/models/{model}/versions/{version}`
@@ -159,28 +119,8 @@ pub async fn version(
     State(app): State<Arc<App>>,
     Named((model, version)): Named<(String, String)>,
 ) -> Result<Response, HttpError> {
-    let entry = entry(&app, &model)?;
-    let prepared = find(&app, &entry, &model, &version)?;
-    Ok(metadata(vec![prepared.version.version], prepared))
-}
-
-fn find<'a>(
-    app: &App,
-    entry: &'a RouteEntry,
-    model: &str,
-    version: &str,
-) -> Result<&'a PreparedModel, HttpError> {
-    let asked: Version = version
-        .parse()
-        .map_err(|error| not_found(format!("{error}")))?;
-    answering(app, entry)
-        .into_iter()
-        .find(|prepared| prepared.version.version == asked)
-        .ok_or_else(|| {
-            not_found(format!(
-                "version {asked} of {model} does not answer on this node"
-            ))
-        })
+    let answering = catalog::model(&app.inference, &model, Some(&version))?;
+    Ok(metadata(&answering))
 }
 
 #[derive(Serialize)]
@@ -197,10 +137,7 @@ pub async fn model_ready(
     State(app): State<Arc<App>>,
     Named(model): Named<String>,
 ) -> Result<Response, HttpError> {
-    let entry = entry(&app, &model)?;
-    if answering(&app, &entry).is_empty() {
-        return Err(not_ready(format!("{model} is not ready on this node")));
-    }
+    catalog::model(&app.inference, &model, None)?;
     Ok(Json(ModelReady {
         name: &model,
         ready: true,
@@ -216,8 +153,7 @@ pub async fn version_ready(
     State(app): State<Arc<App>>,
     Named((model, version)): Named<(String, String)>,
 ) -> Result<Response, HttpError> {
-    let entry = entry(&app, &model)?;
-    find(&app, &entry, &model, &version)?;
+    catalog::model(&app.inference, &model, Some(&version))?;
     Ok(Json(ModelReady {
         name: &model,
         ready: true,
@@ -226,11 +162,22 @@ pub async fn version_ready(
 }
 
 #[derive(Serialize)]
-struct IndexRow {
+struct IndexLine {
     name: ModelName,
     version: String,
     state: &'static str,
-    reason: String,
+    reason: &'static str,
+}
+
+impl From<IndexRow> for IndexLine {
+    fn from(row: IndexRow) -> Self {
+        Self {
+            version: row.version_text(),
+            state: row.state(),
+            reason: row.unavailable.unwrap_or_default(),
+            name: row.model,
+        }
+    }
 }
 
 /// What a client wants of the index.
@@ -260,52 +207,13 @@ pub async fn index(
         }),
     };
     let (wanted, _room) = parsed(&app, &parts.headers, body, INDEX_BODY_BYTES_MAX, read).await?;
-    let routes = app.inference.routes().all();
-    let mut rows = Vec::new();
-    for (model, entry) in routes.iter() {
-        let answering = answering(&app, entry);
-        let row = |version: String, state, reason: &str| IndexRow {
-            name: model.clone(),
-            version,
-            state,
-            reason: reason.to_owned(),
-        };
-        if answering.is_empty() {
-            rows.push(row(String::new(), "UNAVAILABLE", "no version is ready"));
-        }
-        rows.extend(
-            answering
-                .iter()
-                .map(|prepared| row(prepared.version.version.to_string(), "READY", "")),
-        );
-        let shadow = entry
-            .candidate
-            .as_ref()
-            .map(|candidate| &candidate.arm.prepared);
-        let hidden = shadow.filter(|s| !answering.iter().any(|a| a.version == s.version));
-        rows.extend(hidden.map(|prepared| {
-            row(
-                prepared.version.version.to_string(),
-                "UNAVAILABLE",
-                "loaded, answers no clients",
-            )
-        }));
-    }
-    if wanted.ready {
-        rows.retain(|row| row.state == "READY");
-    }
-    Ok(Json(rows))
+    let rows = catalog::index(&app.inference, wanted.ready).into_iter();
+    Ok(Json(rows.map(IndexLine::from).collect::<Vec<_>>()))
 }
 
 /// `POST /v2/repository/models/{model}/load` and `/unload`
 pub async fn load_refused(Named(model): Named<String>) -> HttpError {
-    HttpError::new(
-        StatusCode::FORBIDDEN,
-        format!(
-            "versions of {model} come and go by rollouts only: ask the coordinator \
-             (rollcall rollout start, rollcall rollback)"
-        ),
-    )
+    CatalogRefusal::ByRolloutOnly { model }.into()
 }
 
 /// `GET /metrics`
@@ -317,7 +225,10 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
 
 /// Anything else.
 pub async fn no_such_path() -> HttpError {
-    not_found("no such path: the Open Inference Protocol is under /v2".to_owned())
+    HttpError::new(
+        StatusCode::NOT_FOUND,
+        "no such path: the Open Inference Protocol is under /v2",
+    )
 }
 
 /// A path of ours, asked in another way.

@@ -4,6 +4,7 @@
 //! are counted down to the moment of the request.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,7 @@ type CacheView = Box<dyn Fn() -> CacheStatus + Send + Sync>;
 /// Where the parts of the status are posted.
 pub struct StatusBoard {
     node: NodeId,
+    grpc: Option<SocketAddr>,
     view: ArcSwap<View>,
     resources: ArcSwap<Resources>,
     cache: CacheView,
@@ -76,10 +78,18 @@ impl StatusBoard {
     pub fn new(node: NodeId, cache: CacheView) -> Self {
         Self {
             node,
+            grpc: None,
             view: ArcSwap::default(),
             resources: ArcSwap::default(),
             cache,
         }
+    }
+
+    /// With the address of the gRPC port, where there is one.
+    #[must_use]
+    pub const fn with_grpc(mut self, address: Option<SocketAddr>) -> Self {
+        self.grpc = address;
+        self
     }
 
     /// Posts the core's view.
@@ -111,6 +121,7 @@ impl StatusBoard {
         let age = now.since(view.at);
         Status {
             node: self.node.clone(),
+            grpc: self.grpc,
             connected: view.connected,
             models: view
                 .models
@@ -127,6 +138,8 @@ impl StatusBoard {
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     node: NodeId,
+    /// Where gRPC listens, with the port that was found; null: nowhere.
+    grpc: Option<SocketAddr>,
     connected: bool,
     models: Vec<ModelLine>,
     cache: CacheStatus,

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use rollcall_simulations::multicall;
 use rollcall_tests::Fleet;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MODEL: &str = "digits";
 const VERSION: &str = "1.0.0";
@@ -33,10 +33,12 @@ async fn run() -> Result<()> {
     fleet.make_stable(VERSION).await?;
     fleet.until_stable_alone(0, VERSION).await?;
     let http = fleet.cluster.agents[0];
-    println!(
-        "{}",
-        json!({ "http": http, "model": MODEL, "version": VERSION })
-    );
+    let status = fleet.http.get(format!("http://{http}/rollcall/v1/status"));
+    let status: Value = status.send().await?.json().await?;
+    let addresses = json!({
+        "http": http, "grpc": status["grpc"], "model": MODEL, "version": VERSION
+    });
+    println!("{addresses}");
     let until_closed = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     tokio::task::spawn_blocking(until_closed).await??;
     Ok(())

@@ -145,6 +145,47 @@ pub fn check_segment(segment: &str) -> Result<(), RequestError> {
     })
 }
 
+/// The parameter that has an output's largest elements come as text.
+const CLASSIFICATION: &str = "classification";
+/// The parameter that has elements not come, but be read or written where they lie.
+const SHARED_MEMORY: &str = "shared_memory_region";
+
+/// Refuses an input with parameters that ask for what we do not do.
+///
+/// # Errors
+/// When it has one.
+pub fn check_input(name: &str, has: impl Fn(&str) -> bool) -> Result<(), RequestError> {
+    if !has(SHARED_MEMORY) {
+        return Ok(());
+    }
+    Err(RequestError::NotDone {
+        what: "input",
+        name: name.to_owned(),
+        parameter: "shared memory",
+        instead: "send the elements with the request",
+    })
+}
+
+/// The same of an output that is asked for.
+///
+/// # Errors
+/// When it has one.
+pub fn check_output(name: &str, has: impl Fn(&str) -> bool) -> Result<(), RequestError> {
+    let (parameter, instead) = if has(CLASSIFICATION) {
+        ("classification", "ask for the output and take its largest")
+    } else if has(SHARED_MEMORY) {
+        ("shared memory", "take the elements with the answer")
+    } else {
+        return Ok(());
+    };
+    Err(RequestError::NotDone {
+        what: "output",
+        name: name.to_owned(),
+        parameter,
+        instead,
+    })
+}
+
 #[derive(Deserialize)]
 struct JsonBody {
     #[serde(default)]
@@ -190,14 +231,10 @@ fn inputs(read: Vec<JsonTensor>, buffers: Option<&[u8]>) -> Result<Vec<Tensor>, 
     let mut inputs = Vec::with_capacity(read.len());
     let mut left = buffers.unwrap_or_default();
     for tensor in read {
-        if tensor.parameters.shared_memory_region.is_some() {
-            return Err(RequestError::NotDone {
-                what: "input",
-                name: tensor.name,
-                parameter: "shared memory",
-                instead: "send the elements with the request",
-            });
-        }
+        let shared = tensor.parameters.shared_memory_region.is_some();
+        check_input(&tensor.name, |parameter| {
+            parameter == SHARED_MEMORY && shared
+        })?;
         let Some(announced) = tensor.parameters.binary_data_size else {
             inputs.push(tensor.into_tensor()?);
             continue;
@@ -242,25 +279,15 @@ fn outputs(read: Vec<JsonOutput>) -> Result<Vec<WantedOutput>, RequestError> {
     }
     let wanted = |output: JsonOutput| {
         let JsonOutput { name, parameters } = output;
-        let refused = if parameters.classification.is_some() {
-            Some(("classification", "ask for the output and take its largest"))
-        } else if parameters.shared_memory_region.is_some() {
-            Some(("shared memory", "take the elements with the answer"))
-        } else {
-            None
-        };
-        match refused {
-            Some((parameter, instead)) => Err(RequestError::NotDone {
-                what: "output",
-                name,
-                parameter,
-                instead,
-            }),
-            None => Ok(WantedOutput {
-                name,
-                binary: parameters.binary_data,
-            }),
-        }
+        let asked = [
+            (CLASSIFICATION, parameters.classification.is_some()),
+            (SHARED_MEMORY, parameters.shared_memory_region.is_some()),
+        ];
+        check_output(&name, |parameter| asked.contains(&(parameter, true)))?;
+        Ok(WantedOutput {
+            name,
+            binary: parameters.binary_data,
+        })
     };
     read.into_iter().map(wanted).collect()
 }
