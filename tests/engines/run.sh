@@ -40,11 +40,12 @@ for s in sockets: s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in sockets))' > "$work/ports"
 read -r http grpc metrics < "$work/ports"
 mkdir "$work/models"
-cat > "$work/settings.json" <<END
-{"host": "127.0.0.1", "http_port": $http, "grpc_port": $grpc, "metrics_port": $metrics,
- "model_repository_root": "$work/models", "debug": false}
+# MLServer takes the folder that it is started with for its settings and its repository.
+cat > "$work/models/settings.json" <<END
+{"host": "127.0.0.1", "http_port": $http, "grpc_port": $grpc, "metrics_port": $metrics, "debug": false}
 END
-(cd "$work" && PYTHONPATH="$here" exec "$venv/bin/mlserver" start "$work") > "$work/mlserver.log" 2>&1 &
+(cd "$work" && PYTHONPATH="$here" exec "$venv/bin/mlserver" start "$work/models") \
+    > "$work/mlserver.log" 2>&1 &
 server=$!
 tries=0
 until "$venv/bin/python" -c "

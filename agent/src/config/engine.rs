@@ -64,7 +64,8 @@ pub struct OnnxRuntime {
     /// of a model runs on the CPU.
     #[serde(default)]
     pub device: Device,
-    /// Threads inside one run. Default 1: requests run beside each other already.
+    /// Threads inside one run. Default 1: requests run beside each other already. More are
+    /// made while a version loads, and keep the low priority that loading has.
     #[serde(default = "one")]
     pub threads: usize,
     /// Runs of one version at a time; each holds its own copy of the weights, but for
