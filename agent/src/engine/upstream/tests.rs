@@ -264,6 +264,22 @@ fn ask(model: &Arc<dyn LoadedModel>) -> Result<Vec<f32>, InferError> {
     }
 }
 
+#[test]
+fn a_vector_that_comes_as_a_column_is_a_vector() {
+    let mut signature = signature();
+    signature.outputs[0].shape = vec![-1];
+    let answer = |shape: &str| {
+        let body = r#"{"outputs":[{"name":"y","datatype":"FP32","shape":SHAPE,"data":[1,2]}]}"#;
+        let bytes = body.replace("SHAPE", shape).into_bytes();
+        let json_length = None;
+        wire::answer(&wire::Body { bytes, json_length }, &signature)
+    };
+    for shape in ["[2]", "[2,1]"] {
+        assert_eq!(answer(shape).unwrap()[0].shape, [2]);
+    }
+    assert!(answer("[1,2]").is_err());
+}
+
 const DOUBLED: [f32; 4] = [2.0, 4.0, 7.0, -8.0];
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

@@ -127,10 +127,14 @@ pub(super) fn answer(body: &Body, signature: &ModelSignature) -> Result<Vec<Tens
     }
     let take = |spec: &TensorSpec| {
         let tensor = outputs.remove(&spec.name);
-        let tensor = tensor.ok_or_else(|| InferError::Output {
+        let mut tensor = tensor.ok_or_else(|| InferError::Output {
             name: spec.name.clone(),
             why: "it is missing".to_owned(),
         })?;
+        // MLServer's own codec makes a column of a vector.
+        if spec.shape.len() + 1 == tensor.shape.len() && tensor.shape.last() == Some(&1) {
+            tensor.shape.pop();
+        }
         check_output(spec, &tensor)?;
         Ok(tensor)
     };
