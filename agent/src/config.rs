@@ -3,6 +3,8 @@
 //! Unknown keys are refused, because a misspelt bound is no bound. Paths that the
 //! file does not give lie in `dir`, where `enroll` puts them.
 
+pub mod engine;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -55,6 +57,9 @@ pub struct Config {
     /// Models whose requests run together where several wait: `[batching.MODEL]`.
     #[serde(default)]
     pub batching: BTreeMap<ModelName, Batching>,
+    /// What runs the models.
+    #[serde(default)]
+    pub engine: engine::Engine,
     /// What is kept on disk.
     #[serde(default)]
     pub cache: Cache,
@@ -283,6 +288,7 @@ impl Config {
             let why = "write less than serving.candidate_timeout";
             check("batching.MODEL.max_delay", &delay, good, why)?;
         }
+        self.engine.validate()?;
         self.validate_addresses()?;
         let models = self.models.len();
         check(

@@ -1,5 +1,9 @@
 //! What runs a model: one trait in front of whatever does.
 //!
+//! There are three: [`tract`], which is built in, [`onnxruntime`], whose library is loaded
+//! where it is installed, and [`upstream`], a server on the same node that runs models
+//! itself. [`engines`] says which of them runs which model on this node.
+//!
 //! An engine turns a version's files into a [`LoadedModel`], which many threads use
 //! at once. Models are other people's programs: every call into an engine comes back
 //! with an error where the engine panics, and whoever calls goes on.
@@ -8,9 +12,14 @@
 //! routes or leases.
 
 pub mod check;
+pub mod engines;
 pub mod external;
+mod graph;
+pub mod onnxruntime;
 pub(crate) mod panics;
+mod pool;
 pub mod tract;
+pub mod upstream;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,6 +32,8 @@ use rollcall_shared::manifest::{DataType, FilePath, ModelSignature};
 /// Where a version's files lie on this disk. Their digests were verified by whoever made this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadFiles {
+    /// What people call the version: `MODEL@VERSION`.
+    pub name: String,
     /// The model file.
     pub model: PathBuf,
     /// The version's other files, by the path that the model file knows them under
@@ -43,6 +54,10 @@ pub trait Engine: Send + Sync {
         files: &LoadFiles,
         signature: &ModelSignature,
     ) -> Result<Arc<dyn LoadedModel>, EngineError>;
+
+    /// Memory that a model takes at most while it is loaded, in percent of its files; 0: it
+    /// takes none that anybody here could count.
+    fn memory_percent(&self) -> u32;
 }
 
 /// A model in memory.
@@ -53,6 +68,11 @@ pub trait LoadedModel: Send + Sync {
     /// # Errors
     /// When the model fails on these inputs. The next call is not affected.
     fn infer(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, InferError>;
+
+    /// What metadata call the model's format and framework.
+    fn platform(&self) -> &str {
+        "onnx"
+    }
 }
 
 /// Why a model cannot be loaded.
@@ -114,6 +134,26 @@ pub enum EngineError {
         /// In the engine's words.
         why: String,
     },
+    /// It would not fit into memory beside what serves.
+    #[error(
+        "it would take {needs_mib} MiB of memory beside the version that serves, and of the \
+         {available_mib} MiB that are free {reserve_mib} MiB must stay so \
+         (engine.memory_reserve_mib): free memory on this node, or serve the model elsewhere"
+    )]
+    NoRoom {
+        /// What it would take.
+        needs_mib: u64,
+        /// What must stay free.
+        reserve_mib: u64,
+        /// What is free.
+        available_mib: u64,
+    },
+    /// The engine is out of order, whatever the model.
+    #[error("this node's engine cannot load it now: {why}")]
+    Unavailable {
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// The engine panicked.
     #[error(
         "the engine broke while it loaded this model ({why}): the model cannot be served with this engine"
@@ -138,6 +178,9 @@ pub enum InferError {
     /// The engine returned an error.
     #[error("the model failed: {0}")]
     Failed(String),
+    /// The engine is out of order, whatever the model: not charged to the version.
+    #[error("this node's engine does not run: {0}")]
+    Unavailable(String),
     /// The engine panicked.
     #[error("the model broke: {0}")]
     Panicked(String),
@@ -149,6 +192,14 @@ pub enum InferError {
         /// What is wrong.
         why: String,
     },
+}
+
+impl InferError {
+    /// Whether the node is at fault, and neither the version nor the request.
+    #[must_use]
+    pub const fn is_the_nodes(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ struct Reading {
     connected: bool,
     resources: Arc<Resources>,
     waiting: [usize; 3],
+    engine_faults: u64,
     feedback: Joined,
     /// Answers forgotten before any feedback came.
     forgotten: u64,
@@ -91,6 +92,7 @@ impl Metrics {
             connected: app.status.view().connected,
             resources: app.status.resources(),
             waiting: app.inference.waiting(),
+            engine_faults: self.recorder.engine_faults(),
         }
     }
 }
@@ -296,6 +298,10 @@ impl Reading {
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
                 .encode_gauge(&value(&self.resources))?;
         }
+        let help = "Requests that failed because this node's engine was out of order";
+        encoder
+            .encode_descriptor("engine_faults", help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&self.engine_faults, None)?;
         let help = "Requests that wait for a thread";
         let mut metric = encoder.encode_descriptor("queue", help, None, MetricType::Gauge)?;
         for (role, waiting) in ["stable", "candidate", "shadow"].iter().zip(self.waiting) {

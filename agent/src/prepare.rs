@@ -23,8 +23,11 @@ use rollcall_shared::version::Version;
 
 use crate::batch::Batcher;
 use crate::cache::{BlobError, Cache, CacheError};
-use crate::engine::{Engine, EngineError, LoadFiles, LoadedModel};
+use crate::engine::{Engine, EngineError, InferError, LoadFiles, LoadedModel};
+use crate::resources::host::memory_available;
+use room::Room;
 
+mod room;
 mod smoke;
 
 pub use smoke::{SmokeCase, SmokeError, SmokeFile};
@@ -81,7 +84,18 @@ impl PrepareError {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Cache(error) => error.is_retryable(),
-            Self::Engine(EngineError::Io { .. }) | Self::Smoke(SmokeError::Io { .. }) => true,
+            Self::Engine(
+                EngineError::Io { .. }
+                | EngineError::Unavailable { .. }
+                | EngineError::NoRoom { .. },
+            )
+            | Self::Smoke(
+                SmokeError::Io { .. }
+                | SmokeError::Failed {
+                    source: InferError::Unavailable(_),
+                    ..
+                },
+            ) => true,
             Self::OtherVersion { .. } | Self::Engine(_) | Self::Smoke(_) => false,
         }
     }
@@ -159,6 +173,29 @@ pub fn prepare(
     })
 }
 
+/// Whether there is memory for a version beside another one of its model, and `reserve`
+/// bytes more. To be asked before [`prepare`].
+///
+/// # Errors
+/// When the cache does not have it, or there is not.
+pub fn check_room(
+    cache: &Cache,
+    engine: &dyn Engine,
+    version: VersionRef,
+    reserve: u64,
+) -> Result<(), PrepareError> {
+    let Some(available) = memory_available() else {
+        return Ok(());
+    };
+    let room = Room {
+        files: cache.manifest(version)?.bytes(),
+        percent: engine.memory_percent(),
+        available,
+        reserve,
+    };
+    Ok(room.check()?)
+}
+
 /// The files to load, and the smoke cases.
 fn locate(
     cache: &Cache,
@@ -186,7 +223,16 @@ fn locate(
         path: MODEL_FILE.into(),
     };
     let model = model.ok_or_else(no_model).map_err(CacheError::Blob)?;
-    Ok((LoadFiles { model, others }, smoke))
+    let Manifest {
+        model: of, version, ..
+    } = manifest;
+    let name = format!("{of}@{version}");
+    let files = LoadFiles {
+        name,
+        model,
+        others,
+    };
+    Ok((files, smoke))
 }
 
 /// Runs the model until its memory is allocated and its plans are made. What fails here
@@ -222,7 +268,7 @@ fn check_batch(
     batch: &SmokeCase,
 ) -> Result<bool, PrepareError> {
     match batch.check(loaded, &manifest.signature) {
-        Err(SmokeError::Failed { source, .. }) => {
+        Err(SmokeError::Failed { source, .. }) if !source.is_the_nodes() => {
             let Manifest { model, version, .. } = manifest;
             tracing::warn!("{model}@{version} answers single rows but no batch: {source}");
             Ok(false)

@@ -14,11 +14,11 @@ use crate::batch::Batcher;
 use crate::cache::{Cache, CacheError};
 use crate::config::{Batching, Config};
 use crate::driver::Preparer;
-use crate::engine::Engine;
+use crate::engine::engines::Engines;
 use crate::execute::{Executor, ExecutorBounds, Priority};
 use crate::fetch::Fetcher;
 use crate::models::Models;
-use crate::prepare::{PrepareError, PreparedModel, prepare};
+use crate::prepare::{PrepareError, PreparedModel, check_room, prepare};
 
 /// Versions fetched at a time: enough to fill a link, few enough that each gets on.
 const FETCHES_MAX: usize = 4;
@@ -33,11 +33,11 @@ const LOADS: ExecutorBounds = ExecutorBounds {
 /// Stable, candidate and the one before.
 const VERSIONS_OF_MODEL: usize = 3;
 
-/// [`Preparer`] with a real disk and a real engine.
+/// [`Preparer`] with a real disk and real engines.
 pub struct VersionPreparer {
     fetcher: Fetcher,
     cache: Arc<Cache>,
-    engine: Arc<dyn Engine>,
+    engines: Engines,
     models: Arc<Models>,
     batching: BTreeMap<ModelName, Batching>,
     clock: Clock,
@@ -46,14 +46,14 @@ pub struct VersionPreparer {
 }
 
 impl VersionPreparer {
-    /// Fetches with `fetcher` into `cache`, loads with `engine` into `models`.
+    /// Fetches with `fetcher` into `cache`, loads with `engines` into `models`.
     ///
     /// # Errors
     /// When the operating system gives no threads.
     pub fn start(
         fetcher: Fetcher,
         cache: &Arc<Cache>,
-        engine: Arc<dyn Engine>,
+        engines: Engines,
         models: Arc<Models>,
         config: &Config,
         clock: Clock,
@@ -61,7 +61,7 @@ impl VersionPreparer {
         Ok(Self {
             fetcher,
             cache: Arc::clone(cache),
-            engine,
+            engines,
             models,
             batching: config.batching.clone(),
             clock,
@@ -80,9 +80,19 @@ impl VersionPreparer {
         model: &ModelName,
         version: VersionRef,
     ) -> Result<Result<PreparedModel, PrepareError>, PrepareFailure> {
-        let (cache, engine) = (Arc::clone(&self.cache), Arc::clone(&self.engine));
+        let (cache, engine) = (Arc::clone(&self.cache), self.engines.of(model));
+        let loaded = self.models.loaded();
+        let is_beside = loaded
+            .iter()
+            .any(|(of, other)| of == model && *other != version);
+        let reserve = is_beside.then(|| self.engines.memory_reserve());
         let (model, now) = (model.clone(), self.clock.now());
-        let load = move || prepare(&cache, engine.as_ref(), &model, version, now);
+        let load = move || {
+            if let Some(reserve) = reserve {
+                check_room(&cache, engine.as_ref(), version, reserve)?;
+            }
+            prepare(&cache, engine.as_ref(), &model, version, now)
+        };
         self.loads.run(load).await.map_err(|error| PrepareFailure {
             reason: format!("the version was not loaded: {error}"),
             retryable: true,

@@ -21,6 +21,7 @@ mod tally;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -246,6 +247,7 @@ pub struct Recorder {
     book: Mutex<Book>,
     answers: Answers,
     feedback: JoinedTotals,
+    engine_faults: AtomicU64,
     /// Keyed by chance: nobody can aim an id at another's place.
     hasher: RandomState,
 }
@@ -324,6 +326,17 @@ impl Recorder {
                 answer.shadow = Some(Box::new(said));
             });
         }
+    }
+
+    /// Counts a request that no version is to blame for: the node's engine was out of order.
+    pub fn record_engine_fault(&self) {
+        self.engine_faults.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Such requests since the process began.
+    #[must_use]
+    pub fn engine_faults(&self) -> u64 {
+        self.engine_faults.load(Ordering::Relaxed)
     }
 
     /// Feedback since the process began, and answers forgotten before any came.

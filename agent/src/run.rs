@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{Cache, CacheError, StateError};
 use crate::config::{CA_FILE, CERTIFICATE_FILE, Config};
 use crate::driver::{Driver, LOCAL_INPUTS_MAX, Ports};
-use crate::engine::tract::Tract;
+use crate::engine::engines::{Engines, EnginesError};
 use crate::fetch::Fetcher;
 use crate::link::{LinkConfig, link};
 use crate::metrics::Metrics;
@@ -50,6 +50,9 @@ const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// How long the end waits for work that was cut off, such as a file being hashed on a
 /// blocking thread: it holds the folder.
 const CLOSE_MAX: Duration = Duration::from_secs(3);
+
+/// Where in the agent's folder engines put what is theirs.
+const ENGINES_DIR: &str = "engines";
 
 /// Why an agent could not run.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,9 @@ pub enum RunError {
     /// The disk.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// An engine that is configured does not work.
+    #[error(transparent)]
+    Engines(#[from] EnginesError),
     /// The saved state.
     #[error(transparent)]
     State(#[from] StateError),
@@ -207,6 +213,7 @@ async fn live(
     udp: UdpSocket,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
+    let engines = open_engines(&config).await?;
     let clock = Clock::start(Timestamp::ZERO);
     let recorder = Arc::new(Recorder::default());
     let models = Arc::new(Models::default());
@@ -237,8 +244,7 @@ async fn live(
         }),
     });
     let fetcher = Fetcher::new(handle.clone(), Arc::clone(&cache));
-    let engine = Arc::new(Tract::new());
-    let preparer = VersionPreparer::start(fetcher, &cache, engine, models, &config, clock)?;
+    let preparer = VersionPreparer::start(fetcher, &cache, engines, models, &config, clock)?;
     let board = Arc::clone(&status);
     let ports = Ports {
         clock,
@@ -324,6 +330,12 @@ async fn open_cache(config: &Config) -> Result<Cache, RunError> {
     let (dir, key) = (config.dir.clone(), config.registry_key);
     let quota = config.cache.quota_mib.saturating_mul(1 << 20);
     Ok(tokio::task::spawn_blocking(move || Cache::open(&dir, quota, key)).await??)
+}
+
+/// Opening blocks: it loads a library.
+async fn open_engines(config: &Config) -> Result<Engines, RunError> {
+    let (settings, dir) = (config.engine.clone(), config.path(ENGINES_DIR));
+    Ok(tokio::task::spawn_blocking(move || Engines::open(&settings, &dir)).await??)
 }
 
 fn identity(config: &Config) -> AgentIdentity {

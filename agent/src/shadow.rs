@@ -136,6 +136,11 @@ fn run(recorder: &Recorder, clock: Clock, timeout: Duration, copy: &Copy) {
     let now = clock.now();
     let latency = now.since(began);
     match answer {
+        Err(error) if error.is_the_nodes() => {
+            tracing::debug!(model = %copy.model, %error, "a copy was not run");
+            recorder.record_engine_fault();
+            series.record_shed(origin);
+        }
         Err(error) => {
             tracing::debug!(model = %copy.model, %error, "a shadow run failed");
             series.record_failure(Failure::Failed, false, origin, now);

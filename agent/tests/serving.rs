@@ -35,6 +35,19 @@ impl LoadedModel for Hanging {
     }
 }
 
+/// An engine that is out of order.
+struct Down;
+
+impl LoadedModel for Down {
+    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+        Err(InferError::Unavailable("the server is gone".to_owned()))
+    }
+
+    fn platform(&self) -> &str {
+        "down"
+    }
+}
+
 #[tokio::test]
 async fn a_good_request_gets_stables_answer_with_its_version() {
     let bench = Bench::start(Serving::default()).await;
@@ -153,6 +166,35 @@ async fn a_candidate_that_hangs_is_answered_by_stable_within_the_timeout() {
         (counts.requests, counts.timeouts, counts.fallbacks),
         (4, 4, 4)
     );
+}
+
+#[tokio::test]
+async fn an_engine_out_of_order_is_no_versions_fault() {
+    let bench = Bench::start(Serving::default()).await;
+    let stable = bench.load("1.0.0");
+    let candidate = bench.install("9.0.0", b"down", Arc::new(Down));
+    bench.route(1, Some(stable), Some((candidate, Canary(Share::ALL))));
+    for _ in 0..8 {
+        let answer = bench.infer("k", &rows()[0]).await;
+        assert_eq!((answer.status, answer.arm()), (200, "fallback"));
+    }
+    let entry = bench.routes.get(&support::digits()).unwrap();
+    assert!(entry.candidate.as_ref().unwrap().breaker.is_closed());
+    assert_eq!(bench.counts(Role::Candidate), Default::default());
+
+    bench.route(2, Some(stable), Some((candidate, Shadow(Share::ALL))));
+    assert_eq!(bench.infer("k", &rows()[0]).await.arm(), "stable");
+    eventually("the copy was shed", || bench.counts(Role::Shadow).shed == 1).await;
+    assert_eq!(bench.counts(Role::Shadow).errors, 0);
+
+    bench.route(3, Some(candidate), None);
+    let answer = bench.infer("k", &rows()[0]).await;
+    assert_eq!(answer.status, 503, "{}", answer.json);
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(bench.counts(Role::Stable).errors, 0);
+    assert_eq!(bench.recorder.engine_faults(), 10);
+    let metadata = bench.get("/v2/models/digits").await;
+    assert_eq!(metadata.json["platform"], "down");
 }
 
 #[tokio::test]

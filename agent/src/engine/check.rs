@@ -9,6 +9,8 @@ use rollcall_agent_core::tensor::{Tensor, TensorData, needed};
 use rollcall_shared::limits::TENSORS_MAX;
 use rollcall_shared::manifest::{DataType, ModelSignature, TensorSpec};
 
+use super::InferError;
+
 /// Rows of one request. More would hold an engine's thread for seconds and need
 /// gigabytes inside a convolutional network; callers split such work.
 pub const BATCH_MAX: usize = 8_192;
@@ -136,6 +138,40 @@ pub fn check_inputs(
                 .collect(),
         }),
     }
+}
+
+/// Of `inputs`, those of the signature, in its order: for an engine, where nobody may
+/// have checked them.
+pub(super) fn in_order<'a>(
+    signature: &ModelSignature,
+    inputs: &'a [Tensor],
+) -> Result<Vec<&'a Tensor>, InferError> {
+    let find = |spec: &TensorSpec| {
+        let found = inputs.iter().find(|tensor| tensor.name == spec.name);
+        found.ok_or_else(|| InferError::Input {
+            name: spec.name.clone(),
+            why: "it is missing".to_owned(),
+        })
+    };
+    signature.inputs.iter().map(find).collect()
+}
+
+/// Holds an output against what the signature promises.
+pub(super) fn check_output(spec: &TensorSpec, output: &Tensor) -> Result<(), InferError> {
+    let got = output.data.datatype();
+    if got == spec.datatype
+        && fits(&spec.shape, &output.shape)
+        && element_count(&output.shape) == Some(output.data.len())
+    {
+        return Ok(());
+    }
+    Err(InferError::Output {
+        name: spec.name.clone(),
+        why: format!(
+            "it is {got} {:?}, and the signature says {} {:?}",
+            output.shape, spec.datatype, spec.shape
+        ),
+    })
 }
 
 fn check_tensor(spec: &TensorSpec, tensor: &Tensor) -> Result<(), BadInput> {

@@ -1,5 +1,7 @@
 //! The real bundles of `tests/models`, for the tests of this crate.
 
+pub(crate) mod onnx;
+
 use std::path::PathBuf;
 
 use rollcall_shared::digest::Digest;
@@ -112,6 +114,7 @@ impl Bundle {
 
 pub(crate) fn load_files(model: &str, version: &str) -> LoadFiles {
     LoadFiles {
+        name: format!("{model}@{version}"),
         model: models().join(model).join(version).join("model.onnx"),
         others: std::collections::BTreeMap::new(),
     }

@@ -12,24 +12,27 @@
 mod convert;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rollcall_agent_core::tensor::Tensor;
 use rollcall_shared::manifest::{ModelSignature, TensorSpec};
 use tract_onnx::Onnx;
-use tract_onnx::pb::{GraphProto, ModelProto};
+use tract_onnx::pb::GraphProto;
 use tract_onnx::prelude::{
-    Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, OutletId, TValue,
-    TractResult, TypedSimplePlan,
+    InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, OutletId, TValue, TractResult,
+    TypedFact, TypedSimplePlan,
 };
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::{TDim, TVec, ToDim};
 
+use super::check::in_order;
 use super::external::inline_external_data;
+use super::graph::{
+    FoundTensor, FoundType, ModelFile, Side, check_datatypes, check_names, mismatch,
+};
 use super::panics::{catch, cut};
 use super::{Engine, EngineError, InferError, LoadFiles, LoadedModel};
-use convert::{from_datum_type, from_tract, to_datum_type, to_tract, type_name};
+use convert::{found_type, from_tract, to_datum_type, to_tract};
 
 /// Plans for exact shapes that a model keeps, where its dimensions cannot be left open.
 /// More: the one that was used longest ago goes, and is made again when it is needed.
@@ -62,18 +65,11 @@ impl Tract {
         files: &LoadFiles,
         signature: &ModelSignature,
     ) -> Result<InferenceModel, EngineError> {
-        let mut proto = self.read(&files.model)?;
-        let graph = proto
-            .graph
-            .as_mut()
-            .filter(|graph| !graph.node.is_empty() || !graph.output.is_empty())
-            .ok_or_else(|| EngineError::NotOnnx {
-                why: "it holds no graph".to_owned(),
-            })?;
-        self.check_operators(graph)?;
-        check_names(graph, signature)?;
-        inline_external_data(graph, &files.others)?;
-        let parsed = self.onnx.parse(&proto, None).map_err(refused)?;
+        let mut file = ModelFile::read(&self.onnx, &files.model)?;
+        self.check_operators(file.graph()?)?;
+        check_names(file.graph()?, signature)?;
+        inline_external_data(&mut file.proto, &files.others)?;
+        let parsed = self.onnx.parse(&file.proto, None).map_err(refused)?;
         if !parsed.unresolved_inputs.is_empty() {
             let names = parsed.unresolved_inputs.join(", ");
             return Err(EngineError::Refused {
@@ -90,26 +86,10 @@ impl Tract {
         model.set_input_outlets(&inputs).map_err(refused)?;
         model.select_output_outlets(&outputs).map_err(refused)?;
         for (spec, outlet) in signature.inputs.iter().zip(&inputs) {
-            check_input_fact(spec, model.outlet_fact(*outlet).map_err(refused)?)?;
+            let fact = model.outlet_fact(*outlet).map_err(refused)?;
+            found_in_graph(fact).check(Side::Input, spec)?;
         }
         Ok(model)
-    }
-
-    fn read(&self, path: &Path) -> Result<ModelProto, EngineError> {
-        let bytes = std::fs::read(path).map_err(|source| EngineError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        if bytes.is_empty() {
-            return Err(EngineError::NotOnnx {
-                why: "it is empty".to_owned(),
-            });
-        }
-        self.onnx
-            .proto_model_for_read(&mut bytes.as_slice())
-            .map_err(|error| EngineError::NotOnnx {
-                why: cut(format!("{error:#}")),
-            })
     }
 
     fn check_operators(&self, graph: &GraphProto) -> Result<(), EngineError> {
@@ -131,15 +111,18 @@ impl Tract {
 }
 
 impl Engine for Tract {
+    /// Measured: the graph as parsed, and the plan made of it.
+    fn memory_percent(&self) -> u32 {
+        230
+    }
+
     fn load(
         &self,
         files: &LoadFiles,
         signature: &ModelSignature,
     ) -> Result<Arc<dyn LoadedModel>, EngineError> {
         let load = || -> Result<Arc<dyn LoadedModel>, EngineError> {
-            for spec in signature.inputs.iter().chain(&signature.outputs) {
-                to_datum_type(spec)?;
-            }
+            check_datatypes(signature)?;
             let source = self.parse(files, signature)?;
             Ok(Arc::new(TractModel::new(source, signature)?))
         };
@@ -153,73 +136,25 @@ fn refused(error: impl std::fmt::Display) -> EngineError {
     }
 }
 
-fn mismatch(why: impl Into<String>) -> EngineError {
-    EngineError::SignatureMismatch { why: why.into() }
-}
-
-/// The graph's inputs must be those of the signature; of its outputs the signature
-/// may leave some out, and they are then not computed.
-fn check_names(graph: &GraphProto, signature: &ModelSignature) -> Result<(), EngineError> {
-    let constants: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
-    let inputs: BTreeSet<&str> = graph
-        .input
-        .iter()
-        .map(|input| input.name.as_str())
-        .filter(|name| !constants.contains(name))
-        .collect();
-    let outputs: BTreeSet<&str> = graph
-        .output
-        .iter()
-        .map(|output| output.name.as_str())
-        .collect();
-    let names = |specs: &[TensorSpec]| -> BTreeSet<String> {
-        specs.iter().map(|spec| spec.name.clone()).collect()
-    };
-    let (declared, wanted) = (names(&signature.inputs), names(&signature.outputs));
-    if declared.len() != signature.inputs.len() || wanted.len() != signature.outputs.len() {
-        return Err(mismatch("it names a tensor twice"));
-    }
-    if inputs.len() != declared.len() || !declared.iter().all(|name| inputs.contains(&**name)) {
-        return Err(mismatch(cut(format!(
-            "the graph's inputs are {inputs:?}, the signature's {declared:?}"
-        ))));
-    }
-    match wanted.iter().find(|name| !outputs.contains(&***name)) {
-        Some(name) => Err(mismatch(cut(format!(
-            "the graph has no output {name:?}, it has {outputs:?}"
-        )))),
-        None => Ok(()),
+/// What the graph says of an input.
+fn found_in_graph(fact: &InferenceFact) -> FoundTensor {
+    let datatype = fact.datum_type.concretize().map(found_type);
+    let dim = |dim: Option<TDim>| dim.and_then(|dim| dim.to_i64().ok()).unwrap_or(-1);
+    let dims = fact.shape.dims().map(|found| dim(found.concretize()));
+    let dims: Vec<i64> = dims.collect();
+    FoundTensor {
+        datatype: datatype.unwrap_or(FoundType::Open),
+        dims: (!fact.shape.is_open()).then_some(dims),
     }
 }
 
-/// What the graph says of an input must not contradict the signature.
-fn check_input_fact(spec: &TensorSpec, fact: &InferenceFact) -> Result<(), EngineError> {
-    if let Some(found) = fact.datum_type.concretize()
-        && from_datum_type(found) != Some(spec.datatype)
-    {
-        return Err(mismatch(format!(
-            "input {:?} is {} in the graph and {} in the signature",
-            spec.name,
-            type_name(found),
-            spec.datatype
-        )));
+/// What a plan says of an output.
+fn found_in_plan(fact: &TypedFact) -> FoundTensor {
+    let dims = fact.shape.iter().map(|dim| dim.to_i64().unwrap_or(-1));
+    FoundTensor {
+        datatype: found_type(fact.datum_type),
+        dims: Some(dims.collect()),
     }
-    let dims: Vec<Option<i64>> = fact
-        .shape
-        .dims()
-        .map(|dim| dim.concretize().and_then(|dim: TDim| dim.to_i64().ok()))
-        .collect();
-    let contradicts = |(want, found): (&i64, &Option<i64>)| {
-        found.is_some_and(|found| *want >= 0 && *want != found)
-    };
-    let rank_differs = !fact.shape.is_open() && dims.len() != spec.shape.len();
-    if rank_differs || spec.shape.iter().zip(&dims).any(contradicts) {
-        return Err(mismatch(format!(
-            "input {:?} has the shape {dims:?} in the graph and {:?} in the signature",
-            spec.name, spec.shape
-        )));
-    }
-    Ok(())
 }
 
 /// Concrete shapes of all inputs, in the signature's order.
@@ -271,14 +206,7 @@ impl TractModel {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
-        let mut ordered: Vec<&Tensor> = Vec::with_capacity(inputs.len());
-        for spec in &self.signature.inputs {
-            let found = inputs.iter().find(|tensor| tensor.name == spec.name);
-            ordered.push(found.ok_or_else(|| InferError::Input {
-                name: spec.name.clone(),
-                why: "it is missing".to_owned(),
-            })?);
-        }
+        let ordered = in_order(&self.signature, inputs)?;
         let values: TVec<TValue> = ordered
             .iter()
             .map(|tensor| to_tract(tensor))
@@ -405,26 +333,7 @@ fn make_plan(
 fn check_outputs(plan: &Plan, signature: &ModelSignature) -> Result<(), EngineError> {
     for (index, spec) in signature.outputs.iter().enumerate() {
         let fact = plan.model().output_fact(index).map_err(refused)?;
-        if from_datum_type(fact.datum_type) != Some(spec.datatype) {
-            return Err(mismatch(format!(
-                "output {:?} is {} in the graph and {} in the signature",
-                spec.name,
-                type_name(fact.datum_type),
-                spec.datatype
-            )));
-        }
-        let contradicts = |(want, found): (&i64, &TDim)| {
-            found
-                .to_i64()
-                .is_ok_and(|found| *want >= 0 && *want != found)
-        };
-        let rank_differs = fact.rank() != spec.shape.len();
-        if rank_differs || spec.shape.iter().zip(fact.shape.iter()).any(contradicts) {
-            return Err(mismatch(format!(
-                "output {:?} has the shape {:?} in the graph and {:?} in the signature",
-                spec.name, fact.shape, spec.shape
-            )));
-        }
+        found_in_plan(fact).check(Side::Output, spec)?;
     }
     Ok(())
 }

@@ -69,6 +69,21 @@ fn good_smoke() -> String {
 }
 
 #[test]
+fn a_version_that_would_fill_the_memory_waits_for_room() {
+    let disk = disk();
+    let version = disk.hold(&Bundle::real("digits", "1.0.0"));
+    assert!(check_room(&disk.cache, &Tract::new(), version, 0).is_ok());
+    let refused = check_room(&disk.cache, &Tract::new(), version, u64::MAX);
+    let failure = PrepareFailure::from(refused.unwrap_err());
+    assert!(failure.retryable);
+    assert!(
+        failure.reason.contains("must stay so"),
+        "{}",
+        failure.reason
+    );
+}
+
+#[test]
 fn every_bundle_is_prepared_and_answers() {
     let disk = disk();
     for (model, version, ..) in BUNDLES {
@@ -266,6 +281,10 @@ impl LoadedModel for Fake {
 struct FakeEngine(fn(Vec<f32>) -> Result<Vec<f32>, InferError>);
 
 impl Engine for FakeEngine {
+    fn memory_percent(&self) -> u32 {
+        100
+    }
+
     fn load(&self, _: &LoadFiles, _: &ModelSignature) -> Result<Arc<dyn LoadedModel>, EngineError> {
         Ok(Arc::new(Fake {
             calls: AtomicUsize::new(0),

@@ -58,6 +58,23 @@ impl Host {
     }
 }
 
+/// Bytes that this process could still take: of the host, and of its control group where
+/// that has a limit. `None`: the host does not say.
+#[must_use]
+pub fn memory_available() -> Option<u64> {
+    let mut system = System::new().ok()?;
+    system.refresh_memory();
+    let host = system.available_memory();
+    let group = sysinfo::get_current_pid().ok().and_then(|pid| {
+        let kind = ProcessRefreshKind::nothing().without_tasks();
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, kind);
+        // What files fill of a group's memory makes room when it is needed.
+        let limits = system.process(pid)?.cgroup_limits()?;
+        Some(limits.total_memory.saturating_sub(limits.rss))
+    });
+    Some(group.map_or(host, |group| host.min(group)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +84,7 @@ mod tests {
         let sample = Host::open(std::env::temp_dir()).sample();
         assert!(sample.memory_total > sample.memory_used && sample.memory_used > 0);
         assert!(sample.process_memory > 0);
+        assert!((1..=sample.memory_total).contains(&memory_available().unwrap()));
         assert!(sample.disk_total >= sample.disk_free && sample.disk_total > 0);
     }
 }

@@ -15,8 +15,6 @@ use crate::routes::RouteEntry;
 pub const SERVER: &str = "rollcall-agent";
 /// Its release.
 pub const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
-/// What runs our models, in the protocol's terms.
-pub const PLATFORM: &str = "onnx";
 
 /// That the index can be asked for, in the protocol's terms.
 pub const INDEX_EXTENSION: &str = "model_repository(index)";
@@ -49,6 +47,8 @@ pub struct Answering {
     pub model: ModelName,
     /// The versions that answer clients now, stable first; at least one.
     pub versions: Vec<Version>,
+    /// What runs the first one, in the protocol's terms.
+    pub platform: String,
     /// The first one's, which is the contract with clients.
     pub signature: ModelSignature,
 }
@@ -112,6 +112,7 @@ pub fn model(
         (Some(first), _) => Ok(Answering {
             model,
             versions: answering.iter().map(|one| one.version.version).collect(),
+            platform: first.loaded.platform().to_owned(),
             signature: first.manifest.signature.clone(),
         }),
         (None, Some(version)) => Err(CatalogRefusal::UnknownVersion { model, version }),

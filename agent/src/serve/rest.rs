@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::answer::HttpError;
-use super::catalog::{self, Answering, CatalogRefusal, IndexRow, PLATFORM};
+use super::catalog::{self, Answering, CatalogRefusal, IndexRow};
 use super::path::Named;
 use super::predict::parsed;
 
@@ -84,7 +84,7 @@ impl From<CatalogRefusal> for HttpError {
 struct ModelMetadata<'a> {
     name: &'a str,
     versions: &'a [Version],
-    platform: &'static str,
+    platform: &'a str,
     inputs: &'a [TensorSpec],
     outputs: &'a [TensorSpec],
 }
@@ -93,7 +93,7 @@ fn metadata(answering: &Answering) -> Response {
     Json(ModelMetadata {
         name: answering.model.as_str(),
         versions: &answering.versions,
-        platform: PLATFORM,
+        platform: &answering.platform,
         inputs: &answering.signature.inputs,
         outputs: &answering.signature.outputs,
     })

@@ -182,6 +182,7 @@ impl Bench {
     pub fn load_as(&self, version: &str, metadata: Metadata) -> VersionRef {
         let path = bundle(version).join(MODEL_FILE);
         let files = LoadFiles {
+            name: format!("digits@{version}"),
             model: path.clone(),
             others: Default::default(),
         };

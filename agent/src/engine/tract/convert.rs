@@ -6,7 +6,7 @@ use tract_onnx::prelude::tract_ndarray::{ArrayD, IxDyn};
 use tract_onnx::prelude::{Datum, DatumType, IntoTValue, TValue, TractResult};
 use tract_onnx::tract_hir::internal::TDim;
 
-use super::{EngineError, InferError};
+use super::{EngineError, FoundType, InferError};
 
 type TractTensor = tract_onnx::prelude::Tensor;
 
@@ -35,30 +35,25 @@ pub(super) fn to_datum_type(spec: &TensorSpec) -> Result<DatumType, EngineError>
     })
 }
 
-/// The name of tract's element type; `None`: requests cannot carry it. Integers that
-/// tract knows to be shapes are in a type of their own there.
-pub(super) fn from_datum_type(found: DatumType) -> Option<DataType> {
-    match found {
-        DatumType::Bool => Some(DataType::Bool),
-        DatumType::U8 => Some(DataType::Uint8),
-        DatumType::U16 => Some(DataType::Uint16),
-        DatumType::U32 => Some(DataType::Uint32),
-        DatumType::U64 => Some(DataType::Uint64),
-        DatumType::I8 => Some(DataType::Int8),
-        DatumType::I16 => Some(DataType::Int16),
-        DatumType::I32 => Some(DataType::Int32),
-        DatumType::I64 | DatumType::TDim => Some(DataType::Int64),
-        DatumType::F16 => Some(DataType::Fp16),
-        DatumType::F32 => Some(DataType::Fp32),
-        DatumType::F64 => Some(DataType::Fp64),
-        DatumType::String => Some(DataType::Bytes),
-        _ => None,
-    }
-}
-
-/// The type's name for people.
-pub(super) fn type_name(found: DatumType) -> String {
-    from_datum_type(found).map_or_else(|| format!("{found:?}"), |datatype| datatype.to_string())
+/// tract's element type by our name. Integers that tract knows to be shapes are in a
+/// type of their own there.
+pub(super) fn found_type(found: DatumType) -> FoundType {
+    FoundType::Known(match found {
+        DatumType::Bool => DataType::Bool,
+        DatumType::U8 => DataType::Uint8,
+        DatumType::U16 => DataType::Uint16,
+        DatumType::U32 => DataType::Uint32,
+        DatumType::U64 => DataType::Uint64,
+        DatumType::I8 => DataType::Int8,
+        DatumType::I16 => DataType::Int16,
+        DatumType::I32 => DataType::Int32,
+        DatumType::I64 | DatumType::TDim => DataType::Int64,
+        DatumType::F16 => DataType::Fp16,
+        DatumType::F32 => DataType::Fp32,
+        DatumType::F64 => DataType::Fp64,
+        DatumType::String => DataType::Bytes,
+        other => return FoundType::Other(format!("{other:?}")),
+    })
 }
 
 /// Copies a tensor into tract's form.

@@ -71,7 +71,7 @@ fn every_type_goes_into_tract_and_comes_back() {
             shape: vec![2, 1],
         };
         let value = to_tract(&tensor).unwrap();
-        assert_eq!(from_datum_type(value.datum_type()), Some(datatype));
+        assert_eq!(found_type(value.datum_type()), FoundType::Known(datatype));
         assert_eq!(from_tract(&spec, &value).unwrap(), tensor);
     }
     let no_text = TensorData::Bytes(vec![vec![0xff]]);

@@ -18,7 +18,7 @@ use super::wire::{
     ServingStatus, TensorMetadata,
 };
 use crate::serve::App;
-use crate::serve::catalog::{self, Answering, CatalogRefusal, PLATFORM};
+use crate::serve::catalog::{self, Answering, CatalogRefusal};
 
 /// What can be called.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +140,7 @@ fn metadata(app: &App, request: &ModelMetadataRequest) -> Result<ModelMetadataRe
     let Answering {
         model,
         versions,
+        platform,
         signature,
     } = catalog::model(&app.inference, &request.name, named(&request.version))?;
     let tensor = |spec: TensorSpec| TensorMetadata {
@@ -150,7 +151,7 @@ fn metadata(app: &App, request: &ModelMetadataRequest) -> Result<ModelMetadataRe
     Ok(ModelMetadataResponse {
         name: model.to_string(),
         versions: versions.iter().map(Version::to_string).collect(),
-        platform: PLATFORM.to_owned(),
+        platform,
         inputs: signature.inputs.into_iter().map(tensor).collect(),
         outputs: signature.outputs.into_iter().map(tensor).collect(),
     })
@@ -158,12 +159,15 @@ fn metadata(app: &App, request: &ModelMetadataRequest) -> Result<ModelMetadataRe
 
 fn config(app: &App, request: &ModelConfigRequest) -> Result<ModelConfigResponse, Status> {
     let Answering {
-        model, signature, ..
+        model,
+        platform,
+        signature,
+        ..
     } = catalog::model(&app.inference, &request.name, named(&request.version))?;
     let (inputs, outputs) = (signature.inputs.into_iter(), signature.outputs.into_iter());
     let config = ModelConfig {
         name: model.to_string(),
-        platform: PLATFORM.to_owned(),
+        platform,
         max_batch_size: 0,
         input: inputs
             .map(|spec| ModelInput {

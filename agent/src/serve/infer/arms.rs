@@ -1,8 +1,8 @@
 //! One request on one arm: run, count, and fall back.
 //!
 //! What is charged to whom: a candidate's failures are its own even where stable
-//! answers in the end; stable's full queue is the node's; what was withdrawn under
-//! way is nobody's.
+//! answers in the end; stable's full queue and an engine out of order are the node's;
+//! what was withdrawn under way is nobody's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,8 @@ enum RunError {
     Full,
     TimedOut,
     Failed(String),
+    /// The node's engine is out of order, whatever the version.
+    EngineDown(String),
     /// Withdrawn, or its lease ended, while the request was under way.
     Gone,
 }
@@ -41,7 +43,7 @@ impl RunError {
             Self::Full => InferRefusal::Overloaded,
             Self::TimedOut => InferRefusal::TimedOut { timeout },
             Self::Failed(reason) => InferRefusal::Failed { reason },
-            Self::Gone => InferRefusal::NotReady {
+            Self::EngineDown(_) | Self::Gone => InferRefusal::NotReady {
                 model: model.clone(),
             },
         }
@@ -74,6 +76,7 @@ impl Inference {
             RunError::Full => return Err(InferRefusal::Overloaded),
             RunError::TimedOut => self.blame(arm, Failure::TimedOut, false, origin),
             RunError::Failed(_) => self.blame(arm, Failure::Failed, false, origin),
+            RunError::EngineDown(why) => self.blame_engine(arm, why),
             RunError::Gone => {}
         }
         Err(error.refusal(&arm.prepared.manifest.model, self.stable_timeout))
@@ -152,6 +155,12 @@ impl Inference {
         self.routes.recorder().remember(&arm.series, &rows, origin);
     }
 
+    fn blame_engine(&self, arm: &Arm, why: &str) {
+        let model = &arm.prepared.manifest.model;
+        tracing::debug!(%model, why, "the engine is out of order");
+        self.routes.recorder().record_engine_fault();
+    }
+
     fn blame(&self, arm: &Arm, failure: Failure, fallback: bool, origin: &Origin) {
         let now = self.clock.now();
         arm.series.record_failure(failure, fallback, origin, now);
@@ -172,6 +181,7 @@ impl Inference {
                 tracing::debug!(%model, reason, "the candidate failed");
                 self.blame(arm, Failure::Failed, fallback, origin);
             }
+            Err(RunError::EngineDown(why)) => return self.blame_engine(arm, why),
             Err(RunError::Gone) => return,
         }
         let transition = candidate.breaker.record(ran.is_ok(), self.clock.now());
@@ -260,6 +270,9 @@ async fn run_in_turn(
 fn outcome(ran: Result<Result<Inferred, ExecuteError>, Elapsed>) -> Ran {
     match ran {
         Ok(Ok(Some(Ok(outputs)))) => Ok(Arc::new(outputs)),
+        Ok(Ok(Some(Err(error)))) if error.is_the_nodes() => {
+            Err(RunError::EngineDown(error.to_string()))
+        }
         Ok(Ok(Some(Err(error)))) => Err(RunError::Failed(error.to_string())),
         Ok(Ok(None)) => Err(RunError::Gone),
         Ok(Err(ExecuteError::Full)) => Err(RunError::Full),
