@@ -7,6 +7,7 @@ that what else the machine does hits all alike.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -39,7 +40,7 @@ APP_VERSION = b"x-version"
 @dataclass(frozen=True)
 class Server:
     """Something under load. `pids`: whose CPU counts, all that a request goes through.
-    `against`: the row of Rollcall that does the same."""
+    `against`: the row of Rollcall that does the same. `sheds`: it is an agent with a shadow."""
 
     name: str
     address: str
@@ -47,10 +48,21 @@ class Server:
     body: Body
     model: str = "digits"
     against: str | None = None
+    sheds: bool = False
 
     @property
     def url(self):
         return f"http://{self.address}/v2/models/{self.model}/infer"
+
+    def copies(self):
+        """How many copies of requests the shadow answered, and how many were shed."""
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        found = []
+        for name in ("compared", "shed"):
+            series = rf'^rollcall_agent_shadow_{name}_total{{model="{self.model}",.*}} (\d+)'
+            found.append(sum(int(count) for count in re.findall(series, text, re.MULTILINE)))
+        return found
 
 
 @dataclass
@@ -74,8 +86,9 @@ def medians(runs):
 
 
 def measure(bench, servers, connections, pause_ms=None):
-    """The medians of each server's runs, by name."""
+    """The medians of each server's runs, by name, and the part of copies that shadows ran."""
     runs = {server.name: [] for server in servers}
+    copies_before = {server.name: server.copies() for server in servers if server.sheds}
     for repetition in range(-1, bench.options.repetitions):
         for server in servers:
             # The first round only warms up.
@@ -85,7 +98,16 @@ def measure(bench, servers, connections, pause_ms=None):
             bench.processes.check()
             if repetition >= 0:
                 runs[server.name].append(result)
-    return {name: medians(results) for name, results in runs.items()}
+    figures = {name: medians(results) for name, results in runs.items()}
+    for server in servers:
+        if server.sheds:
+            bench.processes.until_quiet(server.pids)
+            counts = zip(server.copies(), copies_before[server.name], strict=True)
+            compared, shed = (after - before for after, before in counts)
+            if compared == 0:
+                raise Failed(f"{server.name}: the shadow answered none of the copies")
+            figures[server.name]["copies_run"] = compared / (compared + shed)
+    return figures
 
 
 def set_up(processes, folder, options):
@@ -140,7 +162,8 @@ def serving(bench):
     ml = mlserver(processes, bench.python, BUNDLE / "model.onnx", folder / "mlserver")
 
     def rollcall(name, node=bench.node, body=bench.as_json, model="digits"):
-        return Server(f"Rollcall, {name}", node[0], (node[1],), body, model)
+        sheds = model == "digits-shadow"
+        return Server(f"Rollcall, {name}", node[0], (node[1],), body, model, sheds=sheds)
 
     def peer(name, address, pids, against):
         return Server(name, address, pids, bench.as_json, against=f"Rollcall, {against}")
@@ -187,10 +210,13 @@ def shadows(bench):
         fleet.shadow(model, "2.0.0")
     fast_app = fastapi(processes, bench.python, "app-shadow", BUNDLE / "model.onnx", "2.0.0")
     slow_app = fastapi(processes, bench.python, "app-slow", slow, "2.0.0")
-    servers = [
-        Server(f"Rollcall/{kind}", bench.node[0], (bench.node[1],), bench.as_json, model)
-        for kind, model in (("none", "digits"), ("fast", "shadow-fast"), ("slow", "shadow-slow"))
-    ]
+    address, pid = bench.node
+    servers = [Server("Rollcall/none", address, (pid,), bench.as_json)]
+    for kind in ("fast", "slow"):
+        model = f"shadow-{kind}"
+        servers.append(
+            Server(f"Rollcall/{kind}", address, (pid,), bench.as_json, model, sheds=True)
+        )
     for kind, app in (("none", fast_app), ("fast", fast_app), ("slow", slow_app)):
         nginx = Nginx(
             processes, folder / f"nginx-{kind}", bench.app[0], app[0], mirror=kind != "none"

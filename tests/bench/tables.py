@@ -21,13 +21,18 @@ def times(ours, theirs):
     return f"{ours / theirs:.2f} x"
 
 
+def copies(row):
+    """How many of the copies were not shed, where that is known."""
+    return f", {row['copies_run']:.0%} of copies run" if "copies_run" in row else ""
+
+
 def serving_tables(rows):
     parts = []
     for connections in sorted({row["connections"] for row in rows}):
         lines = []
         for row in (row for row in rows if row["connections"] == connections):
             line = [
-                row["server"],
+                row["server"] + copies(row),
                 f"{row['requests_a_second']:,.0f}",
                 f"{row['p50_ms']:.2f}",
                 f"{row['p99_ms']:.2f}",
@@ -58,7 +63,7 @@ def shadow_table(shadows):
             for kind in ("fast", "slow"):
                 row = find(rows, server=server, shadow=kind, load=load)
                 ratios = ", ".join(times(row[key], without[key]) for key in ("p50_ms", "p99_ms"))
-                line += [f"{row['p50_ms']:.2f}, {row['p99_ms']:.2f} ({ratios})"]
+                line += [f"{row['p50_ms']:.2f}, {row['p99_ms']:.2f} ({ratios}){copies(row)}"]
             lines.append(line)
     heads = [
         "live p50, p99 in ms, 8 connections",
