@@ -140,8 +140,11 @@ def cpu_s(pids):
     """CPU seconds, user and system, of processes and their descendants."""
     ticks = 0
     for root in pids:
-        for pid in tree(root):
-            # The name, in brackets, may hold spaces.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+        try:
+            for pid in tree(root):
+                # The name, in brackets, may hold spaces.
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        except (FileNotFoundError, ProcessLookupError):
+            raise Failed(f"process {root}, or one that it started, has gone") from None
     return ticks / TICKS_A_SECOND
