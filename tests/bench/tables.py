@@ -1,0 +1,185 @@
+"""What is printed: Markdown tables, with ratios, and the targets."""
+
+import sys
+
+
+def say(what):
+    """Progress, on standard error."""
+    print(f"... {what}", file=sys.stderr, flush=True)
+
+
+def table(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def find(rows, **wanted):
+    return next(row for row in rows if all(row[key] == value for key, value in wanted.items()))
+
+
+def times(ours, theirs):
+    return f"{ours / theirs:.2f} x"
+
+
+def copies(row):
+    """How many of the copies were not shed, where that is known."""
+    return f", {row['copies_run']:.0%} of copies run" if "copies_run" in row else ""
+
+
+def serving_tables(rows):
+    parts = []
+    for connections in sorted({row["connections"] for row in rows}):
+        lines = []
+        for row in (row for row in rows if row["connections"] == connections):
+            line = [
+                row["server"] + copies(row),
+                f"{row['requests_a_second']:,.0f}",
+                f"{row['p50_ms']:.2f}",
+                f"{row['p99_ms']:.2f}",
+                f"{row['cpu_us']:.0f}",
+            ]
+            if row["against"]:
+                ours = find(rows, server=row["against"], connections=connections)
+                keys = ("requests_a_second", "p50_ms", "p99_ms", "cpu_us")
+                line += [", ".join(times(ours[key], row[key]) for key in keys)]
+            else:
+                line += [""]
+            lines.append(line)
+        heads = [f"at {connections} connections" if connections > 1 else "at 1 connection"]
+        heads += ["requests/s", "p50 ms", "p99 ms", "CPU us a request"]
+        heads += ["Rollcall's, of its: requests/s, p50, p99, CPU"]
+        parts.append(table(heads, lines))
+    return "\n\n".join(parts)
+
+
+def shadow_table(shadows):
+    rows = shadows["rows"]
+    lines = []
+    for load in ("paced", "full"):
+        for server in ("Rollcall", "nginx mirror"):
+            without = find(rows, server=server, shadow="none", load=load)
+            line = [f"{server}, {load}", f"{without['requests_a_second']:,.0f}"]
+            line += [f"{without['p50_ms']:.2f}, {without['p99_ms']:.2f}"]
+            for kind in ("fast", "slow"):
+                row = find(rows, server=server, shadow=kind, load=load)
+                ratios = ", ".join(times(row[key], without[key]) for key in ("p50_ms", "p99_ms"))
+                line += [f"{row['p50_ms']:.2f}, {row['p99_ms']:.2f} ({ratios}){copies(row)}"]
+            lines.append(line)
+    heads = [
+        "live p50, p99 in ms, 8 connections",
+        "requests/s",
+        "no shadow",
+        "100 % shadow, as fast",
+    ]
+    return table(heads + [f"100 % shadow of {shadows['slow_ms']:.0f} ms"], lines)
+
+
+def rollback_table(rows):
+    def several(key, form):
+        values = [row[key] for row in same]
+        return "it gives none" if None in values else ", ".join(form.format(v) for v in values)
+
+    lines = []
+    for server in ("Rollcall", "nginx -s reload"):
+        same = [row for row in rows if row["server"] == server]
+        lines.append(
+            [
+                server,
+                several("share_before", "{:.0%}"),
+                several("command_ms", "{:.0f}"),
+                several("receipt_ms", "{:.1f}"),
+                several("last_answer_ms", "{:.1f}"),
+                several("answers_after_typing", "{}"),
+                several("begun_after_receipt", "{}"),
+                several("begun_after_return", "{}"),
+                several("dropped", "{}"),
+                several("bad", "{}"),
+            ]
+        )
+    heads = ["rollback of a 10 % canary, run by run", "its share before", "command returned, ms"]
+    heads += ["receipt, ms", "its last answer, ms", "its answers since the command"]
+    heads += ["of these begun after the receipt", "begun after the return"]
+    return table(heads + ["connections dropped", "answers not 200"], lines)
+
+
+def target(what, met, figure, promise=False):
+    return {"what": what, "met": bool(met), "figure": figure, "promise": promise}
+
+
+def serving_targets(rows):
+    ours = find(rows, server="Rollcall, one thread", connections=8)["cpu_us"]
+    found = []
+    for peer, part in (("MLServer, in process", 1 / 10), ("FastAPI + orjson, bare", 1 / 3)):
+        ratio = ours / find(rows, server=peer, connections=8)["cpu_us"]
+        what = f"CPU a request at most {part:.2f} x of: {peer}"
+        found.append(target(what, ratio <= part, f"{ratio:.2f} x"))
+    worst = max(
+        (
+            find(rows, server=row["against"], connections=row["connections"])["p99_ms"]
+            / row["p99_ms"],
+            row,
+        )
+        for row in rows
+        if row["against"]
+    )
+    figure = f"{worst[0]:.2f} x of {worst[1]['server']} at {worst[1]['connections']}, the nearest"
+    found.append(target("p99 below every peer's", worst[0] < 1, figure))
+    return found
+
+
+def shadow_targets(shadows):
+    rows = [
+        row for row in shadows["rows"] if row["server"] == "Rollcall" and row["load"] == "paced"
+    ]
+    without = find(rows, shadow="none")["p99_ms"]
+    found = []
+    for kind, name in (("fast", "as fast"), ("slow", f"of {shadows['slow_ms']:.0f} ms")):
+        ratio = find(rows, shadow=kind)["p99_ms"] / without
+        what = f"a 100 % shadow {name} adds at most 5 % to live p99 while a core is free"
+        found.append(target(what, ratio <= 1.05, f"{ratio - 1:+.1%}"))
+    return found
+
+
+def rollback_targets(rows):
+    rows = [row for row in rows if row["server"] == "Rollcall"]
+    late = sum(row["begun_after_receipt"] for row in rows)
+    lost = sum(row["dropped"] + row["bad"] for row in rows)
+    return [
+        target("no answer of the withdrawn version begun after the receipt", late == 0, late, True),
+        target("no connection dropped, no answer but 200", lost == 0, lost, True),
+    ]
+
+
+def targets(found):
+    """Which are met. Those that are promises hold on any machine, the others are figures."""
+    result = []
+    for name, check in (
+        ("serving", serving_targets),
+        ("shadows", shadow_targets),
+        ("rollbacks", rollback_targets),
+    ):
+        if name in found:
+            result += check(found[name])
+    return result
+
+
+def markdown(found, options):
+    """Everything, for people."""
+    parts = [
+        f"{found['cores']} cores, load {found['load_before']:.1f} before the start; JSON bodies "
+        f"of {found['body_bytes']} bytes; medians of {options.repetitions} runs of "
+        f"{options.seconds} s."
+    ]
+    for name, show in (
+        ("serving", serving_tables),
+        ("shadows", shadow_table),
+        ("rollbacks", rollback_table),
+    ):
+        if name in found:
+            parts.append(show(found[name]))
+    lines = [
+        [entry["what"], "met" if entry["met"] else "MISSED", str(entry["figure"])]
+        for entry in found["targets"]
+    ]
+    parts.append(table(["target", "", "measured"], lines))
+    return "\n\n".join(parts)
