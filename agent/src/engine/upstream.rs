@@ -235,9 +235,8 @@ impl Drop for Placed {
                 tracing::info!(%error, name, "the server did not unload a version");
             }
             let removing = tokio::task::spawn_blocking(move || site.repository.remove(&name));
-            match removing.await {
-                Ok(Err(error)) => tracing::warn!(%error, "a version's files stay with the server"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = removing.await {
+                tracing::warn!(%error, "a version's files stay with the server");
             }
         });
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rollcall_agent_core::oip::answer::Output;
 use rollcall_agent_core::tensor::{Tensor, TensorData};
 use rollcall_shared::manifest::{DataType, ModelSignature, TensorSpec};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::check::check_output;
 use super::super::graph::{FoundTensor, FoundType};
-use super::super::json::{JsonTensor, TensorJson, TensorParameters};
+use super::super::json::{JsonTensor, TensorParameters};
 use super::super::panics::cut;
 use super::super::{InferError, raw};
 
@@ -71,8 +72,12 @@ pub(super) fn request(
                     all.map_err(|error| unusable(tensor, &error))?;
                 }
             }
+            let json = |tensor| Output {
+                tensor,
+                binary: false,
+            };
             let request = JsonRequest {
-                inputs: inputs.iter().map(|tensor| TensorJson(tensor)).collect(),
+                inputs: inputs.iter().copied().map(json).collect(),
                 outputs: names.map(|name| Named { name }).collect(),
             };
             let bytes = serde_json::to_vec(&request);
@@ -93,7 +98,7 @@ fn unusable(tensor: &Tensor, error: &dyn std::error::Error) -> InferError {
 
 #[derive(Serialize)]
 struct JsonRequest<'a> {
-    inputs: Vec<TensorJson<'a>>,
+    inputs: Vec<Output<'a>>,
     outputs: Vec<Named<'a>>,
 }
 
