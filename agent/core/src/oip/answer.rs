@@ -86,7 +86,7 @@ pub fn write(head: AnswerHead<'_>, outputs: &[Output<'_>]) -> Result<AnswerBody,
     Ok(AnswerBody { bytes, json_length })
 }
 
-/// How many bytes [`write`] will make, about.
+/// How many bytes [`write()`] will make, about.
 #[must_use]
 pub fn size_about(outputs: &[Output<'_>]) -> usize {
     let elements = |output: &Output<'_>| match &output.tensor.data {

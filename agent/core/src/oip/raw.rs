@@ -165,7 +165,7 @@ fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// How many bytes [`write`] adds.
+/// How many bytes [`write()`] adds.
 #[must_use]
 pub fn byte_len(data: &TensorData) -> usize {
     match data {
