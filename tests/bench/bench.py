@@ -278,6 +278,8 @@ def receipt_of(rollback):
 
 def rollback_row(server, seen, receipt):
     """What counts of one rollback. nginx gives no receipt: it never says when it has swapped."""
+    if seen["share_before"] == 0:
+        raise Failed(f"{server}: the candidate answered nobody before it was rolled back")
     begun = seen.pop("begun")
     row = {"server": server} | seen
     row["receipt_ms"] = receipt and (receipt - seen["typed"]) * 1e3

@@ -26,7 +26,7 @@ class Seen:
     """What all clients saw."""
 
     answers: list = field(default_factory=list)  # (begun, ended, version), in wall time
-    bad: int = 0  # answers other than 200
+    bad: int = 0  # answers other than 200, and requests without any
     dropped: int = 0  # connections that ended under a request
     refused: int = 0  # connections that were not let in
     ending: bool = False
@@ -110,7 +110,8 @@ async def load_and_command(address, request, version_header, connections, comman
     returned = time.time()
     await asyncio.sleep(AFTER_S)
     seen.ending = True
-    await asyncio.wait(clients, timeout=5)
+    _, waiting = await asyncio.wait(clients, timeout=5)
+    seen.bad += len(waiting)
     if process.returncode != 0:
         raise Failed(f"{command} failed: {said.decode()}")
     return seen, typed, returned, printed.decode()
