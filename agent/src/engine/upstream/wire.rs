@@ -40,53 +40,40 @@ pub(super) fn request(
     signature: &ModelSignature,
     inputs: &[&Tensor],
 ) -> Result<Body, InferError> {
-    let names = signature.outputs.iter().map(|output| &output.name);
-    match encoding {
-        Encoding::Binary => {
-            let mut buffers = Vec::new();
-            let mut heads = Vec::with_capacity(inputs.len());
-            for tensor in inputs {
-                let before = buffers.len();
-                raw::write(&tensor.data, &mut buffers).map_err(|error| unusable(tensor, &error))?;
-                heads.push(json!({
-                    "name": tensor.name,
-                    "datatype": tensor.data.datatype(),
-                    "shape": tensor.shape,
-                    "parameters": {"binary_data_size": buffers.len() - before},
-                }));
-            }
-            let as_binary = |name| json!({"name": name, "parameters": {"binary_data": true}});
-            let outputs: Vec<Value> = names.map(as_binary).collect();
-            let mut bytes = json!({"inputs": heads, "outputs": outputs})
-                .to_string()
-                .into_bytes();
-            let json_length = Some(bytes.len());
-            bytes.append(&mut buffers);
-            Ok(Body { bytes, json_length })
-        }
-        Encoding::Json => {
-            for tensor in inputs {
-                if let TensorData::Bytes(elements) = &tensor.data {
-                    let text = |bytes: &Vec<u8>| std::str::from_utf8(bytes).map(drop);
-                    let all = elements.iter().try_for_each(text);
-                    all.map_err(|error| unusable(tensor, &error))?;
-                }
-            }
-            let json = |tensor| Output {
-                tensor,
-                binary: false,
-            };
-            let request = JsonRequest {
-                inputs: inputs.iter().copied().map(json).collect(),
-                outputs: names.map(|name| Named { name }).collect(),
-            };
-            let bytes = serde_json::to_vec(&request);
-            Ok(Body {
-                bytes: bytes.map_err(|error| InferError::Failed(error.to_string()))?,
-                json_length: None,
-            })
+    let binary = encoding == Encoding::Binary;
+    let mut buffers = Vec::new();
+    for tensor in inputs {
+        if binary {
+            raw::write(&tensor.data, &mut buffers).map_err(|error| unusable(tensor, &error))?;
+        } else if let TensorData::Bytes(elements) = &tensor.data {
+            let text = |bytes: &Vec<u8>| std::str::from_utf8(bytes).map(drop);
+            let all = elements.iter().try_for_each(text);
+            all.map_err(|error| unusable(tensor, &error))?;
         }
     }
+    let wanted = |output: &'_ TensorSpec| match encoding {
+        Encoding::Binary => json!({"name": output.name, "parameters": {"binary_data": true}}),
+        Encoding::Json => json!({"name": output.name}),
+    };
+    let head = Request {
+        inputs: inputs
+            .iter()
+            .map(|tensor| Output { tensor, binary })
+            .collect(),
+        outputs: signature.outputs.iter().map(wanted).collect(),
+    };
+    let mut bytes =
+        serde_json::to_vec(&head).map_err(|error| InferError::Failed(error.to_string()))?;
+    let json_length = binary.then_some(bytes.len());
+    bytes.append(&mut buffers);
+    Ok(Body { bytes, json_length })
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    /// Inputs and outputs are written alike.
+    inputs: Vec<Output<'a>>,
+    outputs: Vec<Value>,
 }
 
 fn unusable(tensor: &Tensor, error: &dyn std::error::Error) -> InferError {
@@ -94,17 +81,6 @@ fn unusable(tensor: &Tensor, error: &dyn std::error::Error) -> InferError {
         name: tensor.name.clone(),
         why: error.to_string(),
     }
-}
-
-#[derive(Serialize)]
-struct JsonRequest<'a> {
-    inputs: Vec<Output<'a>>,
-    outputs: Vec<Named<'a>>,
-}
-
-#[derive(Serialize)]
-struct Named<'a> {
-    name: &'a str,
 }
 
 #[derive(Deserialize)]
