@@ -7,6 +7,8 @@
 
 #[path = "support/coordinator.rs"]
 mod coordinator;
+#[path = "support/grpc.rs"]
+mod port;
 mod support;
 
 use std::net::TcpListener;
@@ -44,6 +46,8 @@ async fn enroll(coordinator: &Coordinator, token: &str, dir: &Path) -> Output {
         "node-4",
         "--label",
         "zone=eu-1",
+        "--grpc",
+        "127.0.0.1:0",
         "--dir",
         dir,
     ];
@@ -155,6 +159,10 @@ async fn a_node_enrols_runs_serves_within_its_memory_and_stops_in_order() {
         table.contains("digits") && table.contains("1.0.0 (stable)"),
         "{table}"
     );
+    let address = status["grpc"].as_str().unwrap().parse().unwrap();
+    let row = port::request(&support::rows()[..1]);
+    let answer = port::Client::connect(address).await.infer(row).await;
+    assert_eq!(answer.unwrap().into_inner().model_version, "1.0.0");
     let busy = agent(&["cache", "list", "--config", &config]).await;
     assert_eq!(
         busy.status.code(),
