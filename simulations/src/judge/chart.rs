@@ -88,7 +88,7 @@ pub fn svg(figures: &Figures) -> String {
         text(&mut body, "faint", x + 4.0, top - 4.0, "Rollcall's bound");
     }
     if !bad.is_empty() {
-        let title = "Bad candidates: requests of theirs until rolled back (line: to the 95th percentile; cross: most not found)";
+        let title = "Bad candidates: requests of theirs until rolled back (line: to p95; cross: most not found)";
         y = panel(&mut body, y, title, &SAMPLES, &bad, detection);
     }
     let summary = "False alarms and requests to detection of Rollcall's judge, a repeated z-test, \

@@ -179,7 +179,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "errors-x2",
         about: "1 % errors become 2 %",
-        intervals: 400,
+        intervals: 600,
         candidates: 50.0,
         weather: Weather::Even,
         fault: Fault::Errors(0.02),
@@ -189,7 +189,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "errors-x5",
         about: "1 % errors become 5 %",
-        intervals: 400,
+        intervals: 1_600,
         candidates: 5.0,
         weather: Weather::Even,
         fault: Fault::Errors(0.05),
@@ -199,7 +199,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "errors-x10",
         about: "1 % errors become 10 %",
-        intervals: 800,
+        intervals: 2_000,
         candidates: 2.0,
         weather: Weather::Even,
         fault: Fault::Errors(0.1),
@@ -209,7 +209,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "errors-1-to-50-percent",
         about: "1 % errors become 50 %",
-        intervals: 300,
+        intervals: 3_000,
         candidates: 1.0,
         weather: Weather::Even,
         fault: Fault::Errors(0.5),
@@ -220,7 +220,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "errors-0.1-to-1-percent",
         about: ".1 % errors become 1 %",
         errors: 0.001,
-        intervals: 400,
+        intervals: 500,
         candidates: 20.0,
         weather: Weather::Even,
         fault: Fault::Errors(0.01),
@@ -230,7 +230,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "latency-20-percent",
         about: "every request takes 20 % longer",
-        intervals: 400,
+        intervals: 800,
         candidates: 10.0,
         weather: Weather::Even,
         fault: Fault::Slower(1.2),
@@ -240,7 +240,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "latency-x2",
         about: "every request takes twice as long",
-        intervals: 400,
+        intervals: 2_000,
         candidates: 2.0,
         weather: Weather::Even,
         fault: Fault::Slower(2.0),
