@@ -5,8 +5,8 @@
 //!
 //! Held to: no worse than stable at all (multiples of 1) in errors, and in latency at any
 //! quantile by more than the millisecond that always counts as noise. Absolute limits are left
-//! out: they need no test to be compared by; and of shadows the latency, which never fails a
-//! candidate and, at a multiple of 1, holds an equal one every second time.
+//! out: they need no test to be compared by. Shadows are held to agreement alone: a multiple of
+//! exactly 1 holds the gate for an equal candidate every second time.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -35,11 +35,12 @@ pub(super) struct Rollcall {
 impl Rollcall {
     pub(super) fn new(setting: &Setting) -> Self {
         let shadow = setting.agreement_min.is_some();
+        let multiple = (!shadow).then_some(1.0);
         let policy = Policy {
             alpha: setting.alpha,
             error_rate_max: None,
-            error_multiplier_max: Some(1.0),
-            latency_multiplier_max: (!shadow).then_some(1.0),
+            error_multiplier_max: multiple,
+            latency_multiplier_max: multiple,
             agreement_min: setting.agreement_min,
             ..Preset::Balanced.policy()
         };
