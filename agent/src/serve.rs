@@ -16,6 +16,7 @@ pub mod infer;
 pub mod path;
 pub mod predict;
 pub mod rest;
+mod room;
 pub mod status;
 
 use std::sync::Arc;

@@ -421,6 +421,29 @@ async fn a_breaker_that_opens_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_the_configuration_batches_waits_for_a_second_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, mut heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let path = dir.path().join("agent.toml");
+    let mut text = std::fs::read_to_string(&path).unwrap();
+    // So long that one request alone is never answered.
+    text.push_str("[serving]\ncandidate_timeout = \"2h\"\nstable_timeout = \"3h\"\n");
+    text.push_str("[batching.digits]\nmax_rows = 2\nmax_delay = \"1h\"\n");
+    std::fs::write(&path, text).unwrap();
+    let stable = coordinator.publish("1.0.0");
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    receipt(&mut heard, 1).await;
+    let mut first = Box::pin(node.infer());
+    let alone = tokio::time::timeout(Duration::from_millis(200), first.as_mut()).await;
+    assert!(alone.is_err(), "it was answered alone: {alone:?}");
+    let (first, second) = tokio::join!(first, node.infer());
+    assert_eq!((first.0, second.0), (200, 200));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_that_breaks_off_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let (coordinator, _heard) = Coordinator::start();

@@ -10,7 +10,7 @@ use rollcall_agent::config::Serving;
 use rollcall_agent::engine::{InferError, LoadedModel};
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::route::CandidateUsage::{Canary, Shadow};
-use rollcall_agent_core::tensor::Tensor;
+use rollcall_agent_core::tensor::{Tensor, TensorData};
 use rollcall_shared::assignment::Share;
 use rollcall_shared::report::{AgentEvent, Role};
 use serde_json::json;
@@ -23,6 +23,13 @@ use tokio::task::JoinSet;
 struct Hanging {
     released: Mutex<bool>,
     changed: Condvar,
+}
+
+impl Hanging {
+    fn release(&self) {
+        *self.released.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
 }
 
 impl LoadedModel for Hanging {
@@ -46,6 +53,90 @@ impl LoadedModel for Down {
     fn platform(&self) -> &str {
         "down"
     }
+}
+
+/// An engine that counts the rows of each run, and takes the first one only when it is let.
+struct Counting {
+    gate: Hanging,
+    runs: Mutex<Vec<usize>>,
+}
+
+impl LoadedModel for Counting {
+    fn infer(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+        let rows = inputs[0].rows();
+        self.runs.lock().unwrap().push(rows);
+        if self.runs.lock().unwrap().len() == 1 {
+            let _ = self.gate.infer(inputs);
+        }
+        let output = |name: &str, shape: &[usize], data| Tensor {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            data,
+        };
+        Ok(vec![
+            output("label", &[rows], TensorData::Int64(vec![7; rows])),
+            output(
+                "probabilities",
+                &[rows, 10],
+                TensorData::Fp32(vec![0.1; 10 * rows]),
+            ),
+        ])
+    }
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_version_run_together() {
+    let settings = Serving {
+        stable_threads: 1,
+        ..Serving::default()
+    };
+    let bench = Bench::start(settings).await;
+    let model = Arc::new(Counting {
+        gate: Hanging::default(),
+        runs: Mutex::default(),
+    });
+    let stable = bench.install_batched("1.0.0", model.clone());
+    bench.route(1, Some(stable), None);
+    let row = &rows()[0];
+    let waiting = || bench.app.inference.waiting()[0];
+    let release = async {
+        eventually("one runs and two wait", || {
+            waiting() == 2 && model.runs.lock().unwrap().len() == 1
+        })
+        .await;
+        model.gate.release();
+    };
+    let (first, second, third, ()) = tokio::join!(
+        bench.infer("a", row),
+        bench.infer("b", row),
+        bench.infer("c", row),
+        release
+    );
+    for answer in [first, second, third] {
+        assert_eq!((answer.status, answer.label()), (200, 7), "{}", answer.json);
+    }
+    assert_eq!(*model.runs.lock().unwrap(), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_run_that_hangs_does_not_keep_stables_only_thread() {
+    let settings = Serving {
+        stable_threads: 1,
+        candidate_timeout: Duration::from_millis(10),
+        stable_timeout: Duration::from_millis(20),
+        ..Serving::default()
+    };
+    let bench = Bench::start(settings).await;
+    let hanging = Arc::new(Hanging::default());
+    bench.route(1, Some(bench.install("9.0.0", b"hanging", hanging)), None);
+    assert_eq!(bench.infer("k", &rows()[0]).await.status, 503);
+    bench.route(2, Some(bench.load("1.0.0")), None);
+    for _ in 0..500 {
+        if bench.infer("k", &rows()[0]).await.status == 200 {
+            return;
+        }
+    }
+    panic!("nobody answers any more");
 }
 
 #[tokio::test]
@@ -506,8 +597,7 @@ async fn stable_without_room_is_503_with_retry_after() {
     let first = asked.join_next().await.unwrap().unwrap();
     assert_eq!(first.status, 503);
     assert_eq!(first.header("retry-after"), "1");
-    *hanging.released.lock().unwrap() = true;
-    hanging.changed.notify_all();
+    hanging.release();
     while let Some(answer) = asked.join_next().await {
         assert!(matches!(answer.unwrap().status, 500 | 503));
     }

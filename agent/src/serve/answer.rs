@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::infer::InferRefusal;
+use super::room::NoRoom;
 
 /// What a client that should come again is told to wait, in seconds.
 const RETRY_AFTER_S: &str = "1";
@@ -51,6 +52,12 @@ impl IntoResponse for HttpError {
                 .insert(header::ACCEPT_ENCODING, taken);
         }
         response
+    }
+}
+
+impl From<NoRoom> for HttpError {
+    fn from(none: NoRoom) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, none.to_string())
     }
 }
 

@@ -26,6 +26,7 @@ use super::answer::HttpError;
 use super::headers::{self, SegmentError};
 use super::infer::{InferAnswer, InferRequest};
 use super::path::Named;
+use super::room::INLINE_BYTES_MAX;
 pub(super) use body::parsed;
 use compression::Coding;
 
@@ -182,7 +183,7 @@ impl Reply {
 
     /// On a blocking thread where it is large: two threads do all the I/O.
     async fn pack(self) -> Result<Packed, HttpError> {
-        if answer::size_about(&self.outputs()) <= body::INLINE_BYTES_MAX {
+        if answer::size_about(&self.outputs()) <= INLINE_BYTES_MAX {
             return self.packed();
         }
         let packing = tokio::task::spawn_blocking(move || self.packed());

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
-use rollcall_agent::config::Serving;
+use rollcall_agent::batch::Batcher;
+use rollcall_agent::config::{Batching, Serving};
 use rollcall_agent::driver::RouteTable;
 use rollcall_agent::engine::tract::Tract;
 use rollcall_agent::engine::{Engine, LoadFiles, LoadedModel};
@@ -197,11 +198,29 @@ impl Bench {
         self.install_manifest(manifest(version, bytes), bytes, loaded)
     }
 
+    /// A version whose requests run together where several wait.
+    pub fn install_batched(&self, version: &str, loaded: Arc<dyn LoadedModel>) -> VersionRef {
+        let bounds = Batching::default();
+        let batcher = Arc::new(Batcher::new(Arc::clone(&loaded), bounds));
+        let bytes = version.as_bytes();
+        self.install_prepared(manifest(version, bytes), bytes, loaded, Some(batcher))
+    }
+
     fn install_manifest(
         &self,
         manifest: Manifest,
         bytes: &[u8],
         loaded: Arc<dyn LoadedModel>,
+    ) -> VersionRef {
+        self.install_prepared(manifest, bytes, loaded, None)
+    }
+
+    fn install_prepared(
+        &self,
+        manifest: Manifest,
+        bytes: &[u8],
+        loaded: Arc<dyn LoadedModel>,
+        batcher: Option<Arc<Batcher>>,
     ) -> VersionRef {
         let version = VersionRef {
             version: manifest.version,
@@ -211,8 +230,8 @@ impl Bench {
         self.models.insert(
             digits(),
             PreparedModel {
-                batcher: None,
-                takes_batches: false,
+                takes_batches: batcher.is_some(),
+                batcher,
                 manifest,
                 loaded,
                 version,

@@ -29,9 +29,7 @@ use super::wire::{
 use crate::serve::App;
 use crate::serve::headers;
 use crate::serve::infer::{InferAnswer, InferRefusal, InferRequest};
-
-/// Larger messages are read by a blocking thread: two threads do all the I/O.
-const INLINE_BYTES_MAX: usize = 128 << 10;
+use crate::serve::room::INLINE_BYTES_MAX;
 
 impl From<InferRefusal> for Status {
     fn from(refusal: InferRefusal) -> Self {

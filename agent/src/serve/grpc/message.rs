@@ -7,9 +7,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,16 +15,12 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use prost::Message;
 use rollcall_shared::limits::INFER_BODY_BYTES_MAX;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use crate::serve::App;
+use crate::serve::room::{ARRIVAL_MAX, NoRoom, RESERVE_BYTES_MAX, Room};
 
-/// How long a message may take to arrive.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Memory is reserved for a declared length up to here; the rest as it arrives.
-const RESERVE_BYTES_MAX: usize = 1 << 20;
 /// Before a message: whether it is compressed, and its length in four bytes.
 const HEAD_BYTES: usize = 5;
 
@@ -37,12 +31,12 @@ const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// A message, and the room that it takes in memory until it is dropped.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    pub(super) room: OwnedSemaphorePermit,
+    pub(super) room: Room,
 }
 
 /// Reads the one message of a call.
 pub(super) async fn receive(app: &App, body: Incoming) -> Result<Received, Status> {
-    tokio::time::timeout(MESSAGE_TIMEOUT, gather(app, body))
+    tokio::time::timeout(ARRIVAL_MAX, gather(app, body))
         .await
         .unwrap_or_else(|_| {
             Err(Status::deadline_exceeded(
@@ -53,7 +47,7 @@ pub(super) async fn receive(app: &App, body: Incoming) -> Result<Received, Statu
 
 async fn gather(app: &App, mut body: Incoming) -> Result<Received, Status> {
     let mut gathered = Gathered::Nothing;
-    let mut announced: Option<(usize, OwnedSemaphorePermit)> = None;
+    let mut announced: Option<(usize, Room)> = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Status::cancelled("the message did not arrive whole"))?;
         let Ok(data) = frame.into_data() else {
@@ -65,7 +59,7 @@ async fn gather(app: &App, mut body: Incoming) -> Result<Received, Status> {
             && let Some((head, _)) = here.split_first_chunk::<HEAD_BYTES>()
         {
             let whole = HEAD_BYTES + length(*head)?;
-            announced = Some((whole, take_room(app, whole)?));
+            announced = Some((whole, Room::take(&app.bodies, whole)?));
         }
         let most = announced.as_ref().map_or(HEAD_BYTES, |(whole, _)| *whole);
         if here.len() > most {
@@ -105,16 +99,10 @@ fn length([compressed, length @ ..]: [u8; HEAD_BYTES]) -> Result<usize, Status> 
     Ok(length)
 }
 
-/// A permit a KiB, out of the room that REST's bodies are in too.
-fn take_room(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
-    let permits = u32::try_from(bytes.div_ceil(1_024)).unwrap_or(u32::MAX);
-    Arc::clone(&app.bodies)
-        .try_acquire_many_owned(permits)
-        .map_err(|_| {
-            Status::unavailable(
-                "too many large requests are in memory on this node; try again or ask another node",
-            )
-        })
+impl From<NoRoom> for Status {
+    fn from(none: NoRoom) -> Self {
+        Self::unavailable(none.to_string())
+    }
 }
 
 /// Frames that came. Most messages come in one, which is then not copied.

@@ -4,68 +4,18 @@
 //! read. One that does not tell its length, or comes compressed, takes room as it grows:
 //! what it will come to is not believed, it is counted.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::compression::{self, Coding};
 use crate::serve::App;
 use crate::serve::answer::HttpError;
+use crate::serve::room::{ARRIVAL_MAX, INLINE_BYTES_MAX, RESERVE_BYTES_MAX, Room};
 
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Larger bodies are read by a blocking thread: two threads do all the I/O.
-pub(super) const INLINE_BYTES_MAX: usize = 128 << 10;
-/// So are larger compressed ones: a byte may become a thousand.
+/// Larger compressed ones are read by a blocking thread too: a byte may become a thousand.
 const INLINE_COMPRESSED_BYTES_MAX: usize = 2 << 10;
-/// Memory is reserved for a declared length up to here; the rest as it arrives.
-const RESERVE_BYTES_MAX: usize = 1 << 20;
-
-/// Room for a body among all bodies, until it is dropped.
-#[derive(Debug)]
-pub(in crate::serve) struct Room {
-    bodies: Arc<Semaphore>,
-    taken: OwnedSemaphorePermit,
-}
-
-impl Room {
-    fn take(bodies: &Arc<Semaphore>, bytes: usize) -> Result<Self, HttpError> {
-        Ok(Self {
-            taken: permits(bodies, kib(bytes))?,
-            bodies: Arc::clone(bodies),
-        })
-    }
-
-    /// Takes what is missing for `bytes` in all.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), HttpError> {
-        let more = kib(bytes).saturating_sub(self.taken.num_permits());
-        if more > 0 {
-            self.taken.merge(permits(&self.bodies, more)?);
-        }
-        Ok(())
-    }
-}
-
-fn kib(bytes: usize) -> usize {
-    bytes.div_ceil(1_024).max(1)
-}
-
-fn permits(bodies: &Arc<Semaphore>, kib: usize) -> Result<OwnedSemaphorePermit, HttpError> {
-    let permits = u32::try_from(kib).unwrap_or(u32::MAX);
-    Arc::clone(bodies)
-        .try_acquire_many_owned(permits)
-        .map_err(|_| {
-            HttpError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many large requests are in memory on this node; try again or ask another node",
-            )
-        })
-}
 
 pub(super) fn too_large(bytes_max: usize) -> HttpError {
     HttpError::new(
@@ -96,7 +46,7 @@ pub(in crate::serve) async fn parsed<T: Send + 'static>(
         }
         let compressed = bytes.len();
         let inflated = compression::inflate(coding, &bytes, bytes_max, |so_far| {
-            room.grow_to(compressed + so_far)
+            Ok(room.grow_to(compressed + so_far)?)
         })?;
         drop(bytes);
         Ok((parse(&inflated)?, room))
@@ -129,7 +79,7 @@ async fn read(
     }
     let mut room = Room::take(&app.bodies, declared)?;
     let reading = collect(body, declared, bytes_max, &mut room);
-    let bytes = tokio::time::timeout(BODY_TIMEOUT, reading)
+    let bytes = tokio::time::timeout(ARRIVAL_MAX, reading)
         .await
         .map_err(|_| {
             HttpError::new(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rollcall_shared::histogram::{BINS, Histogram, edge};
+use rollcall_shared::histogram::{BINS, edge};
 use rollcall_shared::plan::Policy;
 use rollcall_shared::verdict::Metric;
 use serde::{Deserialize, Serialize};
@@ -64,16 +64,6 @@ impl Battery {
         match self.0.get(rule)? {
             Test::Errors { multiple, .. } => Some(multiple.log_e_not_worse()),
             Test::Latency(_) | Test::Limit { .. } => None,
-        }
-    }
-
-    /// Shows what stable is like, before anything else. Without it tests spend the first interval
-    /// on that; and of intervals put together ([`super::history`]) the first may be half of all.
-    pub(super) fn learn(&mut self, stable: &Sample) {
-        for test in &mut self.0 {
-            if let Test::Latency(test) = test {
-                test.see(&Histogram::default(), &stable.latency);
-            }
         }
     }
 

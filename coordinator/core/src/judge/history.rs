@@ -3,7 +3,7 @@
 //! One bad node is not a bad candidate. So the evidence must still be there when any one group
 //! of nodes is left out; and as evidence is only weighed without a group when there is enough of
 //! it with all of them, which is rare, the intervals are kept instead of one test for each group.
-//! When there are too many, neighbours among the older half are put together: what lies long ago
+//! When there are too many, neighbours among the older ones are put together: what lies long ago
 //! needs no fine steps. How they are put together does not depend on what was seen in them, so
 //! tests over them stay valid.
 
@@ -16,8 +16,15 @@ use super::Trials;
 /// Groups that nodes with the candidate are dealt to.
 pub const GROUPS: usize = 8;
 
-/// Intervals that are kept. Even, so that the older half pairs up.
+/// Intervals that are kept.
 const INTERVALS_MAX: usize = 64;
+
+/// Of these, the first ones stay as they are: a test spends the beginning on learning what stable
+/// is like, and must not spend half of what was seen on it.
+const FIRST: usize = 8;
+
+/// How many of those after the first are put together at a time. Even, so that they pair up.
+const OLDER: usize = (INTERVALS_MAX - FIRST) / 2;
 
 /// What tests look at, of one version.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,15 +141,15 @@ pub struct History(Vec<Interval>);
 impl History {
     pub(super) fn push(&mut self, interval: Interval) {
         if self.0.len() >= INTERVALS_MAX {
-            let recent = self.0.split_off(INTERVALS_MAX / 2);
-            for pair in self.0.chunks_mut(2) {
+            let recent = self.0.split_off(FIRST + OLDER);
+            let mut older = self.0.split_off(FIRST);
+            for pair in older.chunks_mut(2) {
                 if let [first, second] = pair {
                     let second = std::mem::take(second);
                     first.merge(&second);
                 }
             }
-            let older = std::mem::take(&mut self.0);
-            self.0 = older.into_iter().step_by(2).chain(recent).collect();
+            self.0.extend(older.into_iter().step_by(2).chain(recent));
         }
         self.0.push(interval);
     }

@@ -106,13 +106,8 @@ impl Line {
         if groups.len() < 2 {
             return None;
         }
-        let mut stable = Sample::default();
-        for interval in self.history.intervals() {
-            stable.merge(&interval.pair(None).stable);
-        }
         let without = |group| {
             let mut battery = Battery::new(policy, rules);
-            battery.learn(&stable);
             for interval in self.history.intervals() {
                 battery.see(&interval.pair(Some(group)));
             }
