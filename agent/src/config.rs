@@ -72,10 +72,12 @@ pub struct Config {
     pub credentials: Option<PathBuf>,
 }
 
-/// How requests are run. Threads are the engine's, apart from the two that do I/O.
+/// How requests are run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Serving {
+    /// Threads that clients' connections live on. 0 (the default): one for four cores.
+    pub connection_threads: usize,
     /// Threads that run stable versions. 0 (the default): one a core.
     pub stable_threads: usize,
     /// Threads that run candidates. 0 (the default): as many as stable's.
@@ -153,6 +155,7 @@ pub enum LogFormat {
 impl Default for Serving {
     fn default() -> Self {
         Self {
+            connection_threads: 0,
             stable_threads: 0,
             candidate_threads: 0,
             shadow_threads: 1,
@@ -254,6 +257,7 @@ impl Config {
             check(key, &value, value > 0, "write at least 1")?;
         }
         for (key, value) in [
+            ("serving.connection_threads", serving.connection_threads),
             ("serving.stable_threads", serving.stable_threads),
             ("serving.candidate_threads", serving.candidate_threads),
             ("serving.shadow_threads", serving.shadow_threads),

@@ -41,7 +41,8 @@ pub mod shadow;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub use run::{Listeners, RunError, run};
+pub use run::{RunError, run};
+pub use serve::threads::Listeners;
 
 /// Runs the command line `rollcall-agent`; the first argument is the program's own name.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -5,7 +5,7 @@
 //! serves with no coordinator in sight.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,8 @@ use rollcall_transport::identity::{Identity, IdentityError};
 use rollcall_transport::spiffe::SpiffeId;
 use rollcall_transport::tls::TlsError;
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, CacheError, StateError};
@@ -42,7 +41,8 @@ use crate::resources::Sampler;
 use crate::routes::Routes;
 use crate::serve::infer::Inference;
 use crate::serve::status::{CacheStatus, CachedVersionStatus, StatusBoard, View};
-use crate::serve::{App, Ids, grpc, serve};
+use crate::serve::threads::{self, Listeners};
+use crate::serve::{App, Ids};
 
 /// A certificate that ends within this is warned of at the start.
 const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -148,33 +148,6 @@ fn warn_of_expiry(expires: Timestamp) {
     }
 }
 
-/// Where clients come in.
-#[derive(Debug)]
-pub struct Listeners {
-    /// For HTTP.
-    pub http: TcpListener,
-    /// For gRPC, where it is wanted.
-    pub grpc: Option<TcpListener>,
-}
-
-impl Listeners {
-    /// Where they are, with the ports that were found.
-    fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
-        let address = |listener: &TcpListener| listener.local_addr().ok();
-        (address(&self.http), self.grpc.as_ref().and_then(address))
-    }
-
-    /// Serves on all of them.
-    async fn serve(self, app: Arc<App>, shutdown: CancellationToken) {
-        let grpc = async {
-            if let Some(listener) = self.grpc {
-                grpc::serve(Arc::clone(&app), listener, shutdown.clone()).await;
-            }
-        };
-        tokio::join!(serve(Arc::clone(&app), self.http, shutdown.clone()), grpc);
-    }
-}
-
 /// Runs an agent: clients come to `listeners`, the coordinator is reached through `udp`.
 /// Returns when `shutdown` was asked for and what was under way is done. The folder is
 /// free for another agent then, also in this process, unless work that was cut off goes
@@ -224,7 +197,8 @@ async fn live(
     let app = app(&config, board, clock, &routes, &recorder, events)?;
     let status = Arc::clone(&app.status);
     tracing::info!(node = %credentials.node, ?http, ?grpc, "the agent is up");
-    let serving = tokio::spawn(listeners.serve(app, shutdown.clone()));
+    let threads = threads::count(config.serving.connection_threads);
+    let serving = tokio::spawn(listeners.serve(app, threads, shutdown.clone()));
 
     let store = Arc::new(cache.state_store());
     let state = tokio::task::spawn_blocking({
@@ -294,12 +268,12 @@ fn app(
     }))
 }
 
-type Task = tokio::task::JoinHandle<()>;
+type Task = JoinHandle<()>;
 
 /// Waits for the end. A part that dies ends the others: a supervisor starts the
 /// process anew, which serves stable from disk.
 async fn supervise(
-    mut serving: Task,
+    mut serving: JoinHandle<io::Result<()>>,
     mut driving: Task,
     mut linking: Task,
     mut reporting: Task,
@@ -307,7 +281,7 @@ async fn supervise(
 ) -> Result<(), RunError> {
     let early = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = &mut serving => return Ok(ended?),
+        ended = &mut serving => return Ok(ended??),
         ended = &mut driving => ended,
         ended = &mut linking => ended,
         ended = &mut reporting => ended,
@@ -315,7 +289,7 @@ async fn supervise(
     early?;
     shutdown.cancel();
     if !serving.is_finished() {
-        serving.await?;
+        serving.await??;
     }
     for task in [driving, linking, reporting] {
         if !task.is_finished() {

@@ -13,11 +13,13 @@ pub mod grpc;
 pub mod headers;
 pub mod http;
 pub mod infer;
+mod linger;
 pub mod path;
 pub mod predict;
 pub mod rest;
 mod room;
 pub mod status;
+pub mod threads;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,12 +27,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::{get, post};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use connections::{Bounded, CONNECTIONS_MAX};
 use infer::Inference;
 use status::StatusBoard;
 
@@ -112,20 +111,4 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(rest::no_such_path)
         .method_not_allowed_fallback(rest::no_such_method)
         .with_state(app)
-}
-
-/// Serves until `shutdown`, and then what is under way for ten seconds at most.
-pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationToken) {
-    let listener = Bounded::new(listener, CONNECTIONS_MAX);
-    let inference = Arc::clone(&app.inference);
-    let serving = http::serve(listener, router(app), http::HEAD_TIMEOUT, shutdown.clone());
-    let overdue = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(DRAIN_MAX).await;
-    };
-    tokio::select! {
-        () = serving => {}
-        () = overdue => {}
-        () = inference.abandon_overdue() => {}
-    }
 }

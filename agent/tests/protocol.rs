@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flate2::Compression;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use support::{Bench, body, rows};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 const INFER: &str = "/v2/models/digits/infer";
@@ -612,8 +614,8 @@ async fn impatient(bench: &Bench) -> (TcpStream, CancellationToken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    tokio::spawn(http::serve(
-        Bounded::new(listener, 4),
+    tokio::spawn(http::serve_patiently(
+        Bounded::new(listener, Arc::new(Semaphore::new(4))),
         router(bench.app.clone()),
         Duration::from_millis(300),
         stop.clone(),

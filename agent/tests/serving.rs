@@ -526,6 +526,40 @@ async fn a_declared_gigabyte_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_refused_while_it_sends_reads_why_and_goes_on() {
+    let bench = Bench::start(Serving::default()).await;
+    let address = bench.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let length = (4 << 20) + 1;
+    let head = format!(
+        "POST /rollcall/v1/feedback HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; length]).await.unwrap();
+    let mut answer = [0; 512];
+    let length = stream.read(&mut answer).await.unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 413"));
+    let next = "GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(next.as_bytes()).await.unwrap();
+    let length = stream.read(&mut answer).await.unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_told_not_to() {
+    let bench = Bench::start(Serving::default()).await;
+    let address = bench.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\
+                Content-Length: 1073741824\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // To its end: the connection is of no more use to it.
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 413"));
+}
+
+#[tokio::test]
 async fn a_body_that_grows_over_the_bound_is_refused_while_it_arrives() {
     let bench = Bench::start(Serving::default()).await;
     bench.route(1, Some(bench.load("1.0.0")), None);

@@ -233,6 +233,8 @@ fn configuration(
     text.push_str(
         "\n\
          [serving]\n\
+         # Threads for clients' connections; 0: one for four cores.\n\
+         # connection_threads = 0\n\
          # Threads that run models; 0: one a core, and as many for candidates.\n\
          # stable_threads = 0\n\
          # candidate_threads = 0\n\

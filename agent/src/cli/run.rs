@@ -15,8 +15,9 @@ use tracing_subscriber::EnvFilter;
 use crate::Listeners;
 use crate::config::{Config, Log, LogFormat};
 
-/// Sockets and timers need no more; models run on threads of their own.
-const IO_THREADS: usize = 2;
+/// What is between the agent and its coordinator needs no more: clients and models have threads
+/// of their own.
+const AGENT_THREADS: usize = 2;
 /// Fetched files are verified and models loaded on these.
 const BLOCKING_THREADS_MAX: usize = 8;
 
@@ -37,9 +38,9 @@ impl Run {
         start_log(&config.log)?;
         raise_file_limit();
         tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(IO_THREADS)
+            .worker_threads(AGENT_THREADS)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
-            .thread_name("io")
+            .thread_name("agent")
             .enable_all()
             .build()
             .context("no runtime")?

@@ -29,12 +29,12 @@ pub struct Bounded {
 }
 
 impl Bounded {
-    /// At most `connections_max` at a time.
+    /// As many at a time as there is `room` for, which listeners may share.
     #[must_use]
-    pub fn new(listener: TcpListener, connections_max: usize) -> Self {
+    pub const fn new(listener: TcpListener, room: Arc<Semaphore>) -> Self {
         Self {
             listener,
-            room: Arc::new(Semaphore::new(connections_max)),
+            room,
             greeting: None,
         }
     }
@@ -158,7 +158,7 @@ mod tests {
     async fn a_full_listener_accepts_again_when_a_connection_goes() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut bounded = Bounded::new(listener, 1);
+        let mut bounded = Bounded::new(listener, Arc::new(Semaphore::new(1)));
         let _clients = (
             TcpStream::connect(address).await.unwrap(),
             TcpStream::connect(address).await.unwrap(),
@@ -190,7 +190,7 @@ mod tests {
             .await
             .unwrap();
         client.write_all(words).await.unwrap();
-        let mut bounded = Bounded::new(listener, 1).expecting(4, within);
+        let mut bounded = Bounded::new(listener, Arc::new(Semaphore::new(1))).expecting(4, within);
         (bounded.accept().await.0, client)
     }
 }

@@ -23,11 +23,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connections::{Bounded, CONNECTIONS_MAX, Connection};
+use super::connections::{Bounded, Connection};
 use super::{App, DRAIN_MAX};
 
 /// Calls at one time on a connection. Clients keep more to themselves until one is done.
@@ -48,9 +47,8 @@ const PREFACE_BYTES: usize = 24;
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown`, and then what is under way for ten seconds at most.
-pub async fn serve(app: Arc<App>, listener: TcpListener, shutdown: CancellationToken) {
-    let mut listener =
-        Bounded::new(listener, CONNECTIONS_MAX).expecting(PREFACE_BYTES, PREFACE_TIMEOUT);
+pub async fn serve(app: Arc<App>, listener: Bounded, shutdown: CancellationToken) {
+    let mut listener = listener.expecting(PREFACE_BYTES, PREFACE_TIMEOUT);
     let connections = TaskTracker::new();
     loop {
         let (connection, _) = tokio::select! {

@@ -3,24 +3,33 @@
 //! Served by hyper itself, and not by `axum::serve`, which sets no timer: who dribbles a
 //! request's head, or holds a connection without asking anything, would keep it for ever.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::serve::Listener;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::Bounded;
+use super::linger::Lingering;
+use super::{App, DRAIN_MAX, router};
 
 /// How long the head of a request may take to arrive, from the answer before it on: so
 /// long a connection may be idle, too.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Serves until `shutdown`, and then what is under way to its end.
-pub async fn serve(
+/// Serves until `shutdown`, and then what is under way for ten seconds at most.
+pub async fn serve(app: Arc<App>, listener: Bounded, shutdown: CancellationToken) {
+    serve_patiently(listener, router(app), HEAD_TIMEOUT, shutdown).await;
+}
+
+/// The same with another bound on the arrival of a head.
+pub async fn serve_patiently(
     mut listener: Bounded,
     router: Router,
     head_timeout: Duration,
@@ -36,7 +45,9 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
-        let serving = http.serve_connection(TokioIo::new(connection), service.clone());
+        let service = service.clone();
+        let service = service_fn(move |request| service.call(Lingering::wrap(request)));
+        let serving = http.serve_connection(TokioIo::new(connection), service);
         let serving = connections.watch(serving);
         tokio::spawn(async move {
             if let Err(error) = serving.await {
@@ -45,5 +56,5 @@ pub async fn serve(
         });
     }
     drop(listener);
-    connections.shutdown().await;
+    let _ = tokio::time::timeout(DRAIN_MAX, connections.shutdown()).await;
 }

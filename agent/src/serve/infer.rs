@@ -1,15 +1,18 @@
 //! One request from its tensors to its answer, whatever protocol it came by.
 //!
 //! Pick, check, run, and fall back: a candidate that fails, is late or has no room
-//! costs the client time but not the answer. Every request runs to its end in a
-//! task of its own, also when its client leaves: otherwise a candidate that hangs
-//! would go uncounted wherever clients are impatient.
+//! costs the client time but not the answer. Every request runs to its end, also
+//! when its client leaves: otherwise a candidate that hangs would go uncounted
+//! wherever clients are impatient.
 
 mod arms;
+mod to_the_end;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::route::{CandidateUsage, Pick};
 use rollcall_agent_core::tensor::Tensor;
@@ -28,6 +31,7 @@ use crate::recorder::Origin;
 use crate::routes::{Arm, RouteEntry, Routes};
 use crate::shadow::{Copy, Shadow};
 use arms::check;
+use to_the_end::ToTheEnd;
 
 /// A request, read and not yet checked.
 #[derive(Clone, Debug)]
@@ -219,14 +223,14 @@ impl Inference {
         request: InferRequest,
     ) -> Result<InferAnswer, InferRefusal> {
         let inference = Arc::clone(self);
-        tokio::spawn(async move { inference.answer(request).await })
-            .await
-            .unwrap_or_else(|error| {
-                tracing::error!(%error, "a request broke off, which is a bug of the agent");
-                Err(InferRefusal::Failed {
-                    reason: "the agent failed; its log says how".into(),
-                })
+        let answering = async move { inference.answer(request).await };
+        let answering = AssertUnwindSafe(answering).catch_unwind();
+        ToTheEnd::new(answering).await.unwrap_or_else(|_| {
+            tracing::error!("a request panicked, which is a bug of the agent");
+            Err(InferRefusal::Failed {
+                reason: "the agent failed; its log says how".into(),
             })
+        })
     }
 
     async fn answer(&self, request: InferRequest) -> Result<InferAnswer, InferRefusal> {

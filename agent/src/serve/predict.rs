@@ -181,7 +181,7 @@ impl Reply {
         Ok(response)
     }
 
-    /// On a blocking thread where it is large: two threads do all the I/O.
+    /// On a blocking thread where it is large: few threads have all the connections.
     async fn pack(self) -> Result<Packed, HttpError> {
         if answer::size_about(&self.outputs()) <= INLINE_BYTES_MAX {
             return self.packed();

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a request may take to arrive.
 pub(super) const ARRIVAL_MAX: Duration = Duration::from_secs(30);
-/// Larger ones are read by a blocking thread: two threads do all the I/O.
+/// Larger ones are read by a blocking thread: few threads have all the connections.
 pub(super) const INLINE_BYTES_MAX: usize = 128 << 10;
 /// Memory is reserved for a declared length up to here; the rest as it arrives.
 pub(super) const RESERVE_BYTES_MAX: usize = 1 << 20;

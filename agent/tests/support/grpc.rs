@@ -19,9 +19,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
+use rollcall_agent::serve::connections::Bounded;
 use rollcall_agent::serve::grpc;
 use rollcall_agent::serve::grpc::wire::{InferInputTensor, ModelInferRequest, ModelInferResponse};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 use tonic::body::Body;
@@ -43,7 +45,11 @@ pub async fn open_port(bench: &Bench) -> Port {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(grpc::serve(Arc::clone(&bench.app), listener, stop.clone()));
+    let task = tokio::spawn(grpc::serve(
+        Arc::clone(&bench.app),
+        Bounded::new(listener, Arc::new(Semaphore::new(100))),
+        stop.clone(),
+    ));
     Port {
         address,
         task,

@@ -24,7 +24,8 @@ use rollcall_agent::recorder::Recorder;
 use rollcall_agent::routes::Routes;
 use rollcall_agent::serve::infer::Inference;
 use rollcall_agent::serve::status::{CacheStatus, StatusBoard};
-use rollcall_agent::serve::{App, Ids, serve};
+use rollcall_agent::serve::threads::Listeners;
+use rollcall_agent::serve::{App, Ids};
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::route::{CandidateRoute, CandidateUsage, Route};
 use rollcall_shared::assignment::{Share, VersionRef};
@@ -157,7 +158,11 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        tokio::spawn(serve(Arc::clone(&app), listener, stop.clone()));
+        let listeners = Listeners {
+            http: listener,
+            grpc: None,
+        };
+        tokio::spawn(listeners.serve(Arc::clone(&app), 2, stop.clone()));
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(10))
             .build()
