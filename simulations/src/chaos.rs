@@ -40,7 +40,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::multicall::Programs;
-use crate::traffic::{Observer, Rows, Traffic};
+use crate::traffic::{Observer, Rows, Traffic, Way};
 use checker::{Violation, check};
 use ground::{Ground, LEASE, MODEL, Outcome};
 use operator::Operator;
@@ -194,11 +194,16 @@ fn traffic(ground: &Ground, clients: &Observer) -> Result<Traffic> {
     let rows =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models/digits/1.0.0/validation.json");
     let rows = Rows::read(&rows).context("run chaos from a checkout")?;
-    let urls = ground.nodes.iter();
-    let urls = urls
-        .map(|node| format!("http://{}/v2/models/{MODEL}/infer", node.http))
-        .collect();
-    Ok(Traffic::start(urls, Arc::new(rows), RATE, clients))
+    let nodes: Vec<_> = ground.nodes.iter().map(|node| node.http).collect();
+    let rows = Arc::new(rows);
+    Ok(Traffic::start(
+        &nodes,
+        MODEL,
+        &[Way::Json],
+        &rows,
+        RATE,
+        clients,
+    ))
 }
 
 /// After the faults: everybody comes back, a rollout and its rollback reach everybody, and

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::multicall::Programs;
-use crate::traffic::{Answer, Observer, Rows, Tally, Traffic};
+use crate::traffic::{Answer, Observer, Rows, Tally, Traffic, Way};
 use telling::{decisive, receipts};
 
 /// Requests a second to each agent.
@@ -185,13 +185,11 @@ impl Story {
         self.push(models, "1.0.0")?;
         let id = self.start_rollout("first.toml", FIRST)?;
         self.until_state(&id, "promoted").await?;
-        let urls = self.cluster.agents.iter();
-        let urls = urls
-            .map(|http| format!("http://{http}/v2/models/digits/infer"))
-            .collect();
         self.traffic = Some(Traffic::start(
-            urls,
-            Arc::clone(&self.rows),
+            &self.cluster.agents,
+            "digits",
+            Way::ALL,
+            &self.rows,
             RATE,
             &self.observer,
         ));
@@ -205,8 +203,14 @@ impl Story {
             tally.nodes.len() == self.cluster.agents.len(),
             "a node did not answer"
         );
+        ensure!(
+            tally.ways.len() == Way::ALL.len(),
+            "a way of asking was not answered: {:?}",
+            tally.ways
+        );
         self.say(&format!(
-            "digits 1.0.0 is stable everywhere: {} answers a second, {:.1} % right, p50 {:.2} ms",
+            "digits 1.0.0 is stable everywhere: {} answers a second (JSON, binary, gRPC in turn), {:.1} % right, \
+             p50 {:.2} ms",
             tally.total,
             tally.accuracy() * 100.0,
             tally.p50().as_secs_f64() * 1e3

@@ -3,7 +3,10 @@
 //! Nothing here asks Rollcall what it believes: the version comes from the
 //! answers that clients got.
 
+mod ways;
+
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +14,12 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
+
+pub use ways::Way;
+use ways::{Asker, Question};
+
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Labelled rows of a model's validation set; the traffic draws from them in turn.
 pub struct Rows {
@@ -58,12 +67,19 @@ impl Rows {
         })
     }
 
-    fn request(&self, row: usize) -> serde_json::Value {
+    fn row(&self, row: usize) -> Question<'_> {
         let row = row % self.labels.len();
-        let data = &self.values[row * self.width..(row + 1) * self.width];
-        serde_json::json!({ "inputs": [
-            { "name": self.input, "datatype": "FP32", "shape": [1, self.width], "data": data }
-        ]})
+        Question {
+            input: &self.input,
+            values: &self.values[row * self.width..(row + 1) * self.width],
+            scores_output: &self.scores_output,
+        }
+    }
+
+    fn is_right(&self, row: usize, scores: &[f32]) -> bool {
+        let label = self.labels[row % self.labels.len()];
+        let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        best.is_some_and(|(class, _)| i64::try_from(class) == Ok(label))
     }
 }
 
@@ -74,6 +90,8 @@ pub struct Answer {
     pub sent: Instant,
     /// Index of the node that was asked.
     pub node: usize,
+    /// How it was asked.
+    pub way: Way,
     /// The version that answered; `None`: an error.
     pub version: Option<String>,
     /// Whether the label was right.
@@ -125,6 +143,8 @@ impl Observer {
 pub struct Tally {
     /// Answers by version.
     pub versions: BTreeMap<String, usize>,
+    /// Answers by the way they were asked for.
+    pub ways: BTreeMap<Way, usize>,
     /// Answers by node and version.
     pub nodes: BTreeMap<usize, BTreeMap<String, usize>>,
     /// Requests without an answer.
@@ -150,6 +170,7 @@ impl Tally {
                 continue;
             };
             *tally.versions.entry(version.clone()).or_default() += 1;
+            *tally.ways.entry(answer.way).or_default() += 1;
             let node = tally.nodes.entry(answer.node).or_default();
             *node.entry(version.clone()).or_default() += 1;
             tally.right += usize::from(answer.right);
@@ -204,17 +225,25 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts a client for each of `urls` (an inference endpoint each).
+    /// Starts a client for each of `nodes` (their HTTP addresses), which asks `model` in each of
+    /// `ways` in turn.
     #[must_use]
-    pub fn start(urls: Vec<String>, rows: Arc<Rows>, rate: u32, observer: &Observer) -> Self {
+    pub fn start(
+        nodes: &[SocketAddr],
+        model: &str,
+        ways: &'static [Way],
+        rows: &Arc<Rows>,
+        rate: u32,
+        observer: &Observer,
+    ) -> Self {
         let mut clients = JoinSet::new();
         let http = http_client();
-        for (node, url) in urls.into_iter().enumerate() {
+        for (node, address) in nodes.iter().enumerate() {
             let client = Client {
-                http: http.clone(),
+                asker: Asker::new(http.clone(), *address, model),
+                ways,
                 node,
-                url,
-                rows: Arc::clone(&rows),
+                rows: Arc::clone(rows),
                 observer: observer.clone(),
             };
             clients.spawn(client.run(rate));
@@ -223,77 +252,46 @@ impl Traffic {
     }
 }
 
-#[derive(Clone)]
 struct Client {
-    http: reqwest::Client,
+    asker: Asker,
+    ways: &'static [Way],
     node: usize,
-    url: String,
     rows: Arc<Rows>,
     observer: Observer,
 }
 
-#[derive(Deserialize)]
-struct InferAnswer {
-    model_version: String,
-    outputs: Vec<Output>,
-}
-
-#[derive(Deserialize)]
-struct Output {
-    name: String,
-    data: Vec<f64>,
-}
-
 impl Client {
-    async fn run(self, rate: u32) {
+    async fn run(mut self, rate: u32) {
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut row = self.node * 37;
-        loop {
+        let first = self.node * 37;
+        for (row, way) in (first + 1..).zip(self.ways.iter().cycle()) {
             ticks.tick().await;
-            row += 1;
-            let answer = self.ask(row).await;
+            let answer = self.ask(row, *way).await;
             self.observer.note(answer);
         }
     }
 
-    async fn ask(&self, row: usize) -> Answer {
+    async fn ask(&mut self, row: usize, way: Way) -> Answer {
         let sent = Instant::now();
-        let answer = self.infer(row).await;
+        let key = format!("user-{row}");
+        let asking = self.asker.ask(way, &key, self.rows.row(row));
+        let scored = tokio::time::timeout(PATIENCE, asking).await;
         let latency = sent.elapsed();
-        let (version, right) = match answer {
-            Ok((version, right)) => (Some(version), right),
-            Err(_) => (None, false),
+        let (version, right) = match scored {
+            Ok(Ok(scored)) => (
+                Some(scored.version),
+                self.rows.is_right(row, &scored.scores),
+            ),
+            Ok(Err(_)) | Err(_) => (None, false),
         };
         Answer {
             sent,
             node: self.node,
+            way,
             version,
             right,
             latency,
         }
-    }
-
-    async fn infer(&self, row: usize) -> Result<(String, bool)> {
-        let request = self
-            .http
-            .post(&self.url)
-            .header("x-rollcall-key", format!("user-{row}"))
-            .timeout(Duration::from_secs(5))
-            .json(&self.rows.request(row));
-        let answer: InferAnswer = request.send().await?.error_for_status()?.json().await?;
-        let scores = answer
-            .outputs
-            .iter()
-            .find(|output| output.name == self.rows.scores_output)
-            .context("the answer has no scores")?;
-        let best = scores
-            .data
-            .iter()
-            .enumerate()
-            .max_by(|a, b| a.1.total_cmp(b.1));
-        let label = self.rows.labels[row % self.rows.labels.len()];
-        let right = best.is_some_and(|(class, _)| i64::try_from(class) == Ok(label));
-        Ok((answer.model_version, right))
     }
 }

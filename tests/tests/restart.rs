@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use rollcall_simulations::traffic::{Observer, Rows, Tally, Traffic};
+use rollcall_simulations::traffic::{Observer, Rows, Tally, Traffic, Way};
 use rollcall_tests::{Fleet, canary_plan, model_folder};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -12,11 +12,15 @@ const PROGRAMS: &str = env!("CARGO_BIN_EXE_rollcall-under-test");
 
 fn traffic(fleet: &Fleet, observer: &Observer) -> Result<Traffic> {
     let rows = Rows::read(&model_folder().join("digits/1.0.0/validation.json"))?;
-    let urls = fleet.cluster.agents.iter();
-    let urls = urls
-        .map(|http| format!("http://{http}/v2/models/digits/infer"))
-        .collect();
-    Ok(Traffic::start(urls, Arc::new(rows), 40, observer))
+    let (nodes, rows) = (&fleet.cluster.agents, Arc::new(rows));
+    Ok(Traffic::start(
+        nodes,
+        "digits",
+        &[Way::Json],
+        &rows,
+        40,
+        observer,
+    ))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
-use rollcall_simulations::traffic::{Observer, Rows, Tally, Traffic};
+use rollcall_simulations::traffic::{Observer, Rows, Tally, Traffic, Way};
 use rollcall_tests::{Fleet, canary_plan, model_folder};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -181,12 +181,9 @@ async fn a_slow_version_is_held_in_shadow_and_no_client_waits_for_it() -> Result
     let rows = Arc::new(Rows::read(
         &model_folder().join("digits/2.0.0/validation.json"),
     )?);
-    let urls = fleet.cluster.agents.iter();
-    let urls = urls
-        .map(|http| format!("http://{http}/v2/models/digits/infer"))
-        .collect();
     let began = Instant::now();
-    let _traffic = Traffic::start(urls, rows, 40, &observer);
+    let nodes = &fleet.cluster.agents;
+    let _traffic = Traffic::start(nodes, "digits", Way::ALL, &rows, 40, &observer);
     let id = fleet.rollout(
         "model = \"digits\"\ncandidate = \"4.0.0\"\nstrategy = \"shadow\"\n\
          [policy]\nmin_requests = 50\ncheck_every = \"200ms\"\nlatency_multiplier_max = 2\n\
