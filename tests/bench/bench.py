@@ -23,6 +23,7 @@ from fleet import Fleet, bundle_with
 from load import Body, bodies, wrk
 from peers import PATH, Nginx, fastapi, mlserver
 from processes import Failed, Processes, run
+from protocols import h2load, protocols
 from rollback import roll_back
 
 HERE = Path(__file__).parent
@@ -196,6 +197,26 @@ def serving(bench):
     return rows
 
 
+def protocol_rows(bench):
+    """The same agent over JSON, binary tensors and gRPC."""
+    pids = (bench.node[1],)
+    asked = protocols(bench)
+    rows = []
+    for connections in CONNECTIONS:
+        tables.say(f"protocols, {connections} connections")
+        runs = {name: [] for name in asked}
+        for repetition in range(-1, bench.options.repetitions):
+            for name, (url, options) in asked.items():
+                seconds = bench.options.seconds if repetition >= 0 else 1
+                bench.processes.until_quiet(pids)
+                result = h2load(url, options, connections, seconds, pids, bench.folder)
+                if repetition >= 0:
+                    runs[name].append(result)
+        for name, results in runs.items():
+            rows.append({"protocol": name, "connections": connections} | medians(results))
+    return rows
+
+
 def shadows(bench):
     """What a shadow of all requests adds to live latencies."""
     tables.say(f"making a model that takes {SLOW_MS} ms")
@@ -290,6 +311,14 @@ def rollback_row(server, seen, receipt):
     return row
 
 
+SCENARIOS = {
+    "serving": serving,
+    "protocols": protocol_rows,
+    "shadows": shadows,
+    "rollbacks": rollbacks,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -297,7 +326,7 @@ def main():
     )
     parser.add_argument("--seconds", type=int, default=5, help="length of one run (default 5)")
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each (default 3)")
-    parser.add_argument("--only", choices=("serving", "shadows", "rollbacks"), help="one scenario")
+    parser.add_argument("--only", choices=tuple(SCENARIOS), help="one scenario")
     parser.add_argument("--json", type=Path, help="write all figures here too")
     options = parser.parse_args()
     if options.seconds < 1 or options.repetitions < 1:
@@ -305,14 +334,13 @@ def main():
     # Both, and also where a shell that started us in the background had one ignored.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.default_int_handler)
-    scenarios = {"serving": serving, "shadows": shadows, "rollbacks": rollbacks}
     found = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
     folder = Path(tempfile.mkdtemp(prefix="rollcall-bench-"))
     try:
         with Processes(folder) as processes:
             bench = set_up(processes, folder, options)
             found["body_bytes"] = bench.as_json.file.stat().st_size
-            for name, scenario in scenarios.items():
+            for name, scenario in SCENARIOS.items():
                 if options.only in (None, name):
                     found[name] = scenario(bench)
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ class Fleet:
         folder = self.folder / name
         run(
             [self.agent, "enroll", "--coordinator", self.quic, "--token", token]
-            + ["--node", name, "--http", http, "--dir", folder]
+            + ["--node", name, "--http", http, "--grpc", "127.0.0.1:0", "--dir", folder]
         )
         config = folder / "agent.toml"
         lines = [f"{key} = {value}" for key, value in serving.items()]

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Rollcall's agent as an inference server beside what its users would otherwise run, in one
 # go on loopback: run.sh [--seconds S] [--repetitions N] [--json FILE]. See README.md.
-# wrk and nginx are installed from Debian's packages where they are missing, the Python
+# wrk, h2load and nginx are installed from Debian's packages where they are missing, the Python
 # peers from PyPI into target/bench-venv; where that fails, so does this.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin
 
+declare -A package=([wrk]=wrk [h2load]=nghttp2-client [nginx]=nginx)
 missing=()
-for program in wrk nginx; do
-    command -v "$program" >/dev/null || missing+=("$program")
+for program in "${!package[@]}"; do
+    command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
     echo "installing ${missing[*]}" >&2

@@ -52,6 +52,26 @@ def serving_tables(rows):
     return "\n\n".join(parts)
 
 
+def protocol_table(rows):
+    lines = []
+    for row in rows:
+        json_row = find(rows, protocol="JSON", connections=row["connections"])
+        keys = ("requests_a_second", "p50_ms", "p99_ms", "cpu_us")
+        ratios = ", ".join(times(row[key], json_row[key]) for key in keys)
+        lines.append(
+            [
+                f"{row['protocol']}, {row['connections']}",
+                f"{row['requests_a_second']:,.0f}",
+                f"{row['p50_ms']:.2f}",
+                f"{row['p99_ms']:.2f}",
+                f"{row['cpu_us']:.0f}",
+                "" if row is json_row else ratios,
+            ]
+        )
+    heads = ["one thread, asked by h2load: protocol, connections", "requests/s", "p50 ms", "p99 ms"]
+    return table([*heads, "CPU us a request", "of JSON's: requests/s, p50, p99, CPU"], lines)
+
+
 def shadow_table(shadows):
     rows = shadows["rows"]
     lines = []
@@ -125,6 +145,19 @@ def serving_targets(rows):
     return found
 
 
+def protocol_targets(rows):
+    found = []
+    for protocol in ("binary", "gRPC"):
+        ratios = {}
+        for row in (row for row in rows if row["protocol"] == protocol):
+            json_row = find(rows, protocol="JSON", connections=row["connections"])
+            ratios[row["connections"]] = row["cpu_us"] / json_row["cpu_us"]
+        at = max(ratios, key=ratios.get)
+        what = f"CPU a request no more than JSON's: {protocol}"
+        found.append(target(what, ratios[at] <= 1, f"{ratios[at]:.2f} x at {at}, the most"))
+    return found
+
+
 def shadow_targets(shadows):
     rows = [
         row for row in shadows["rows"] if row["server"] == "Rollcall" and row["load"] == "paced"
@@ -153,6 +186,7 @@ def targets(found):
     result = []
     for name, check in (
         ("serving", serving_targets),
+        ("protocols", protocol_targets),
         ("shadows", shadow_targets),
         ("rollbacks", rollback_targets),
     ):
@@ -170,6 +204,7 @@ def markdown(found, options):
     ]
     for name, show in (
         ("serving", serving_tables),
+        ("protocols", protocol_table),
         ("shadows", shadow_table),
         ("rollbacks", rollback_table),
     ):
