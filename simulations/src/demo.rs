@@ -87,7 +87,9 @@ impl Story {
             "Rollcall, the whole story on one machine: a coordinator and {} agents as processes,",
             options.agents
         );
-        println!("QUIC with mutual TLS, ONNX models, traffic over HTTP and gRPC. About a minute.\n");
+        println!(
+            "QUIC with mutual TLS, ONNX models, traffic over HTTP and gRPC. About a minute.\n"
+        );
         let began = Instant::now();
         let rows = Arc::new(Rows::read(&models.join("digits/1.0.0/validation.json"))?);
         let programs = Programs::here()?;

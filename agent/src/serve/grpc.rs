@@ -10,6 +10,7 @@
 mod infer;
 mod message;
 mod methods;
+mod request;
 pub mod wire;
 
 use std::convert::Infallible;
