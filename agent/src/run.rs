@@ -288,9 +288,8 @@ async fn supervise(
     };
     early?;
     shutdown.cancel();
-    if !serving.is_finished() {
-        serving.await??;
-    }
+    // It may be what cancelled, with an error.
+    serving.await??;
     for task in [driving, linking, reporting] {
         if !task.is_finished() {
             task.await?;
