@@ -49,7 +49,8 @@ enum Command {
     Enroll(enroll::Enroll),
     /// Serve until stopped
     Run(run::Run),
-    /// Show what the agent on this machine serves, from where, and its leases
+    /// Show what the agent on this machine serves, from where, its leases, and how far it is with
+    /// versions that it prepares
     Status(status::Status),
     /// Look after the versions on this node's disk
     Cache(cache::Cache),

@@ -7,6 +7,7 @@
 //! out wrong is thrown away and fetched once more. Which coordinator sends the bytes
 //! does not matter.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,7 +21,8 @@ use rollcall_shared::time::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::cache::{BlobError, Cache, CacheError, PartialBlob};
-use crate::link::{LinkError, LinkHandle, chain};
+use crate::link::{Artifact, LinkError, LinkHandle, chain};
+use crate::progress::{self, Entry};
 
 /// Chunks of a file between the network and the disk: 1 MiB at most.
 const CHUNKS_MAX: usize = 4;
@@ -164,7 +166,8 @@ impl Fetcher {
         Self { link, cache }
     }
 
-    /// Makes a version whole on this disk. Dropped, it can be gone on with later.
+    /// Makes a version whole on this disk, and writes into `entry` how much of it is there.
+    /// Dropped, it can be gone on with later.
     ///
     /// # Errors
     /// The first thing that could not be had.
@@ -173,6 +176,7 @@ impl Fetcher {
         model: &ModelName,
         version: VersionRef,
         now: Timestamp,
+        entry: &Arc<Entry>,
     ) -> Result<(), FetchError> {
         let known = self
             .blocking(move |cache| Ok(cache.manifest(version).ok()))
@@ -186,22 +190,30 @@ impl Fetcher {
             self.blocking(move |cache| Ok(cache.missing(&manifest)))
                 .await?
         };
+        let needed: u64 = missing.iter().map(|file| file.size).sum();
+        let total = content_bytes(&manifest);
+        let mut count = Count {
+            entry: Arc::clone(entry),
+            before: total.saturating_sub(needed),
+            total,
+        };
+        count.file_has(0);
         if missing.is_empty() {
             return Ok(());
         }
-        let needed: u64 = missing.iter().map(|file| file.size).sum();
         tracing::info!(%model, version = %version.version, files = missing.len(), bytes = needed, "fetching");
         self.blocking(move |cache| Ok(cache.make_room(needed)?))
             .await?;
         for file in &missing {
-            match self.fetch_file(file).await {
+            match self.fetch_file(file, &count).await {
                 Err(error) if error.is_damage() => {
                     tracing::warn!(%model, error = %chain(&error), "fetching it again");
-                    self.fetch_file(file).await?;
+                    self.fetch_file(file, &count).await?;
                 }
                 Err(error) => return Err(error),
                 Ok(()) => {}
             }
+            count.before += file.size;
         }
         Ok(())
     }
@@ -247,7 +259,7 @@ impl Fetcher {
         }
     }
 
-    async fn fetch_file(&self, file: &ManifestFile) -> Result<(), FetchError> {
+    async fn fetch_file(&self, file: &ManifestFile, count: &Count) -> Result<(), FetchError> {
         let (path, digest, size) = (file.path.clone(), file.digest, file.size);
         let begun = {
             let file = path.clone();
@@ -258,15 +270,15 @@ impl Fetcher {
             })
         };
         let blob = begun.await?;
-        let link_error = |source| FetchError::FileLink {
-            file: path.clone(),
-            source,
-        };
-        let mut artifact = self
+        count.file_has(blob.offset());
+        let artifact = self
             .link
             .open_artifact(digest, blob.offset())
             .await
-            .map_err(link_error)?;
+            .map_err(|source| FetchError::FileLink {
+                file: path.clone(),
+                source,
+            })?;
         if artifact.size != size {
             return Err(FetchError::OtherSize {
                 file: path,
@@ -274,46 +286,19 @@ impl Fetcher {
                 size,
             });
         }
-        let (chunks, writer) = write(blob);
-        let mut broken = None;
-        loop {
-            match artifact.next().await {
-                Ok(Some(chunk)) => {
-                    if chunks.send(chunk).await.is_err() {
-                        // The writer has left: its error says why.
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(source) => {
-                    broken = Some(link_error(source));
-                    break;
-                }
-            }
-        }
-        drop(chunks);
-        let written = writer.await.map_err(|_| FetchError::Broken)?;
-        let blob_error = |source| FetchError::Blob {
-            file: path.clone(),
-            source,
-        };
-        let blob = written.map_err(blob_error)?;
-        match broken {
-            Some(error) => Err(error),
-            None if blob.offset() < size => Err(FetchError::BrokeOff {
+        let blob = receive(artifact, blob, &path, count).await?;
+        if blob.offset() < size {
+            return Err(FetchError::BrokeOff {
                 file: path,
                 got: blob.offset(),
                 size,
-            }),
-            None => {
-                let finishing = tokio::task::spawn_blocking(move || blob.finish());
-                finishing
-                    .await
-                    .map_err(|_| FetchError::Broken)?
-                    .map_err(blob_error)?;
-                Ok(())
-            }
+            });
         }
+        tokio::task::spawn_blocking(move || blob.finish())
+            .await
+            .map_err(|_| FetchError::Broken)?
+            .map_err(|source| FetchError::Blob { file: path, source })?;
+        Ok(())
     }
 
     async fn blocking<T: Send + 'static>(
@@ -327,17 +312,78 @@ impl Fetcher {
     }
 }
 
+/// Writes what comes of a file until nothing more does.
+async fn receive(
+    mut artifact: Artifact,
+    blob: PartialBlob,
+    path: &FilePath,
+    count: &Count,
+) -> Result<PartialBlob, FetchError> {
+    let (chunks, writer) = write(blob, count.clone());
+    let mut broken = None;
+    loop {
+        match artifact.next().await {
+            Ok(Some(chunk)) => {
+                if chunks.send(chunk).await.is_err() {
+                    // The writer has left: its error says why.
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(source) => {
+                let file = path.clone();
+                broken = Some(FetchError::FileLink { file, source });
+                break;
+            }
+        }
+    }
+    drop(chunks);
+    let written = writer.await.map_err(|_| FetchError::Broken)?;
+    let blob = written.map_err(|source| FetchError::Blob {
+        file: path.clone(),
+        source,
+    })?;
+    broken.map_or(Ok(blob), Err)
+}
+
 type Writer = tokio::task::JoinHandle<Result<PartialBlob, BlobError>>;
 
 /// Writes and hashes on a blocking thread, until the chunks end: a disk that stalls
 /// must not hold up the threads that answer clients.
-fn write(mut blob: PartialBlob) -> (mpsc::Sender<Bytes>, Writer) {
+fn write(mut blob: PartialBlob, count: Count) -> (mpsc::Sender<Bytes>, Writer) {
     let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_MAX);
     let writer = tokio::task::spawn_blocking(move || {
         while let Some(chunk) = chunks.blocking_recv() {
             blob.write(&chunk)?;
+            count.file_has(blob.offset());
         }
         Ok(blob)
     });
     (sender, writer)
+}
+
+/// Adds what has come of one file to the files that were here before it.
+#[derive(Clone)]
+struct Count {
+    entry: Arc<Entry>,
+    before: u64,
+    total: u64,
+}
+
+impl Count {
+    /// So many of the file's bytes are on the disk: fewer than before, where they were
+    /// wrong and have been removed.
+    fn file_has(&self, bytes: u64) {
+        self.entry.has(progress::Bytes {
+            here: self.before + bytes,
+            total: self.total,
+        });
+    }
+}
+
+/// Bytes that a version's files take on the disk: each content once.
+fn content_bytes(manifest: &Manifest) -> u64 {
+    let files = manifest.files.iter();
+    let contents: BTreeMap<Digest, u64> = files.map(|file| (file.digest, file.size)).collect();
+    contents.into_values().sum()
 }

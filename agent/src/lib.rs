@@ -6,6 +6,7 @@
 //! | [`driver`] | the one task that owns the core and executes its effects |
 //! | [`link`], [`fetch`], [`reporter`] | the coordinator: conversation, files, reports |
 //! | [`cache`], [`engine`], [`prepare`], [`preparer`], [`models`] | from files to a model in memory |
+//! | [`progress`] | how far that is, for those who look on |
 //! | [`routes`], [`serve`], [`execute`], [`batch`], [`shadow`] | from a request to its answer |
 //! | [`recorder`], [`metrics`], [`resources`] | what is counted and measured |
 //! | [`config`], [`mod@run`], `cli` | configuration, assembly, command line |
@@ -30,6 +31,7 @@ pub mod metrics;
 pub mod models;
 pub mod prepare;
 pub mod preparer;
+pub mod progress;
 pub mod recorder;
 pub mod reporter;
 pub mod resources;

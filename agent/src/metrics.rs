@@ -3,6 +3,8 @@
 //! Nothing is counted twice: every figure is read where it already is (recorder,
 //! routes, status board, queues) when someone asks, so requests pay nothing for it.
 
+mod preparations;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use rollcall_shared::histogram::{BINS, Histogram, edge};
 use rollcall_shared::report::{Gpu, Resources, Role};
+use rollcall_shared::time::Timestamp;
 
+use crate::progress::PreparingLine;
 use crate::recorder::feedback::Joined;
 use crate::recorder::{Recorder, Total, TotalKey};
 use crate::serve::App;
@@ -30,8 +34,10 @@ pub struct Metrics {
 /// One reading of everything.
 #[derive(Debug)]
 struct Reading {
+    now: Timestamp,
     totals: Vec<(TotalKey, Total)>,
     candidates: Vec<CandidateReading>,
+    preparing: Vec<PreparingLine>,
     connected: bool,
     resources: Arc<Resources>,
     waiting: [usize; 3],
@@ -85,10 +91,12 @@ impl Metrics {
         });
         let (feedback, forgotten) = self.recorder.feedback();
         Reading {
+            now,
             feedback,
             forgotten,
             totals: self.recorder.totals().into_iter().collect(),
             candidates: candidates.collect(),
+            preparing: app.status.progress().read(),
             connected: app.status.view().connected,
             resources: app.status.resources(),
             waiting: app.inference.waiting(),
@@ -212,6 +220,7 @@ impl Collector for Reading {
         }
         self.encode_latencies(&mut encoder)?;
         self.encode_candidates(&mut encoder)?;
+        preparations::encode(&self.preparing, self.now, &mut encoder)?;
         self.encode_feedback(&mut encoder)?;
         self.encode_node(&mut encoder)
     }

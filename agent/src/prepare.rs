@@ -24,6 +24,7 @@ use rollcall_shared::version::Version;
 use crate::batch::Batcher;
 use crate::cache::{BlobError, Cache, CacheError};
 use crate::engine::{Engine, EngineError, InferError, LoadFiles, LoadedModel};
+use crate::progress::Phase;
 use crate::resources::host::memory_available;
 use room::Room;
 
@@ -122,7 +123,7 @@ impl From<PrepareError> for PrepareFailure {
 }
 
 /// Prepares the version of `model` that an assignment names. All its files must be in
-/// the cache.
+/// the cache. Tells each phase as it begins.
 ///
 /// # Errors
 /// The first thing that keeps it from serving.
@@ -132,6 +133,7 @@ pub fn prepare(
     model: &ModelName,
     version: VersionRef,
     now: Timestamp,
+    enter: impl Fn(Phase),
 ) -> Result<PreparedModel, PrepareError> {
     let manifest = cache.manifest(version)?;
     if (&manifest.model, manifest.version) != (model, version.version) {
@@ -141,11 +143,14 @@ pub fn prepare(
             found: format!("{}@{}", manifest.model, manifest.version),
         });
     }
+    enter(Phase::Verifying);
     cache.verify(version, now)?;
     let (files, smoke) = locate(cache, &manifest)?;
+    enter(Phase::Loading);
     let loaded = match manifest.engine {
         EngineKind::Onnx => engine.load(&files, &manifest.signature)?,
     };
+    enter(Phase::WarmingUp);
     let smoke = smoke.map(|path| SmokeFile::read(&path)).transpose()?;
     if smoke.is_none() {
         let number = version.version;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rollcall_agent_core::input::PrepareFailure;
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::ModelName;
-use rollcall_shared::limits::MODELS_PER_NODE_MAX;
 use rollcall_transport::clock::Clock;
 use tokio::sync::Semaphore;
 
@@ -19,6 +18,7 @@ use crate::execute::{Executor, ExecutorBounds, Priority};
 use crate::fetch::Fetcher;
 use crate::models::Models;
 use crate::prepare::{PrepareError, PreparedModel, check_room, prepare};
+use crate::progress::{Entry, PREPARATIONS_MAX, Phase, Progress};
 
 /// Versions fetched at a time: enough to fill a link, few enough that each gets on.
 const FETCHES_MAX: usize = 4;
@@ -27,11 +27,9 @@ const FETCHES_MAX: usize = 4;
 const LOADS: ExecutorBounds = ExecutorBounds {
     name: "load",
     threads: 2,
-    queue: MODELS_PER_NODE_MAX * VERSIONS_OF_MODEL,
+    queue: PREPARATIONS_MAX,
     priority: Priority::Low,
 };
-/// Stable, candidate and the one before.
-const VERSIONS_OF_MODEL: usize = 3;
 
 /// [`Preparer`] with a real disk and real engines.
 pub struct VersionPreparer {
@@ -39,6 +37,7 @@ pub struct VersionPreparer {
     cache: Arc<Cache>,
     engines: Engines,
     models: Arc<Models>,
+    progress: Arc<Progress>,
     batching: BTreeMap<ModelName, Batching>,
     clock: Clock,
     fetches: Semaphore,
@@ -46,7 +45,8 @@ pub struct VersionPreparer {
 }
 
 impl VersionPreparer {
-    /// Fetches with `fetcher` into `cache`, loads with `engines` into `models`.
+    /// Fetches with `fetcher` into `cache`, loads with `engines` into `models`, and writes
+    /// into `progress` how far it is.
     ///
     /// # Errors
     /// When the operating system gives no threads.
@@ -55,6 +55,7 @@ impl VersionPreparer {
         cache: &Arc<Cache>,
         engines: Engines,
         models: Arc<Models>,
+        progress: Arc<Progress>,
         config: &Config,
         clock: Clock,
     ) -> std::io::Result<Self> {
@@ -63,6 +64,7 @@ impl VersionPreparer {
             cache: Arc::clone(cache),
             engines,
             models,
+            progress,
             batching: config.batching.clone(),
             clock,
             fetches: Semaphore::new(FETCHES_MAX),
@@ -70,15 +72,24 @@ impl VersionPreparer {
         })
     }
 
-    async fn fetch(&self, model: &ModelName, version: VersionRef) -> Result<(), PrepareFailure> {
+    async fn fetch(
+        &self,
+        model: &ModelName,
+        version: VersionRef,
+        entry: &Arc<Entry>,
+    ) -> Result<(), PrepareFailure> {
+        entry.enter(Phase::Queued);
         let _permit = self.fetches.acquire().await;
-        Ok(self.fetcher.fetch(model, version, self.clock.now()).await?)
+        entry.enter(Phase::Fetching);
+        let now = self.clock.now();
+        Ok(self.fetcher.fetch(model, version, now, entry).await?)
     }
 
     async fn load(
         &self,
         model: &ModelName,
         version: VersionRef,
+        entry: &Arc<Entry>,
     ) -> Result<Result<PreparedModel, PrepareError>, PrepareFailure> {
         let (cache, engine) = (Arc::clone(&self.cache), self.engines.of(model));
         let loaded = self.models.loaded();
@@ -87,11 +98,14 @@ impl VersionPreparer {
             .any(|(of, other)| of == model && *other != version);
         let reserve = is_beside.then(|| self.engines.memory_reserve());
         let (model, now) = (model.clone(), self.clock.now());
+        entry.enter(Phase::Queued);
+        let entry = Arc::clone(entry);
         let load = move || {
             if let Some(reserve) = reserve {
                 check_room(&cache, engine.as_ref(), version, reserve)?;
             }
-            prepare(&cache, engine.as_ref(), &model, version, now)
+            let enter = |phase| entry.enter(phase);
+            prepare(&cache, engine.as_ref(), &model, version, now, enter)
         };
         self.loads.run(load).await.map_err(|error| PrepareFailure {
             reason: format!("the version was not loaded: {error}"),
@@ -123,13 +137,16 @@ impl Preparer for VersionPreparer {
         model: ModelName,
         version: VersionRef,
     ) -> Result<PreparedModel, PrepareFailure> {
-        self.fetch(&model, version).await?;
-        let mut prepared = match self.load(&model, version).await? {
+        // Dropped with this future, whether it comes to its end or not.
+        let underway = self.progress.begin(model.clone(), version);
+        let entry = underway.entry();
+        self.fetch(&model, version, entry).await?;
+        let mut prepared = match self.load(&model, version, entry).await? {
             // What rotted on this disk was removed; the coordinator has it whole.
             Err(PrepareError::Cache(error @ CacheError::Damaged { .. })) => {
                 tracing::warn!(%error, "fetching again");
-                self.fetch(&model, version).await?;
-                self.load(&model, version).await??
+                self.fetch(&model, version, entry).await?;
+                self.load(&model, version, entry).await??
             }
             loaded => loaded?,
         };

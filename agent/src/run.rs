@@ -35,6 +35,7 @@ use crate::link::{LinkConfig, link};
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::preparer::VersionPreparer;
+use crate::progress::Progress;
 use crate::recorder::Recorder;
 use crate::reporter::Reporter;
 use crate::resources::Sampler;
@@ -193,7 +194,8 @@ async fn live(
     let routes = Arc::new(Routes::new(Arc::clone(&models), Arc::clone(&recorder)));
     let (events, local_inputs) = mpsc::channel(LOCAL_INPUTS_MAX);
     let (http, grpc) = listeners.addresses();
-    let board = status_board(&credentials.node, &cache).with_grpc(grpc);
+    let progress = Arc::new(Progress::new(clock));
+    let board = status_board(&credentials.node, &progress, &cache).with_grpc(grpc);
     let app = app(&config, board, clock, &routes, &recorder, events)?;
     let status = Arc::clone(&app.status);
     tracing::info!(node = %credentials.node, ?http, ?grpc, "the agent is up");
@@ -218,7 +220,8 @@ async fn live(
         }),
     });
     let fetcher = Fetcher::new(handle.clone(), Arc::clone(&cache));
-    let preparer = VersionPreparer::start(fetcher, &cache, engines, models, &config, clock)?;
+    let preparer =
+        VersionPreparer::start(fetcher, &cache, engines, models, progress, &config, clock)?;
     let board = Arc::clone(&status);
     let ports = Ports {
         clock,
@@ -328,9 +331,13 @@ fn view(agent: &Agent, clock: Clock) -> View {
     }
 }
 
-fn status_board(node: &NodeId, cache: &Arc<Cache>) -> StatusBoard {
-    let cache = Arc::clone(cache);
-    StatusBoard::new(node.clone(), Box::new(move || cache_status(&cache)))
+fn status_board(node: &NodeId, progress: &Arc<Progress>, cache: &Arc<Cache>) -> StatusBoard {
+    let (progress, cache) = (Arc::clone(progress), Arc::clone(cache));
+    StatusBoard::new(
+        node.clone(),
+        progress,
+        Box::new(move || cache_status(&cache)),
+    )
 }
 
 fn cache_status(cache: &Cache) -> CacheStatus {

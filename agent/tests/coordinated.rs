@@ -22,6 +22,7 @@ use rollcall_shared::assignment::{
 use rollcall_shared::feedback::Feedback;
 use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::report::{AgentEvent, Counts, ReadyState, Receipt, Role};
+use rollcall_shared::time::Timestamp;
 use rollcall_shared::wire::{FromAgent, ToAgent};
 use serde_json::Value;
 use support::{body, bundle, digits, manifest, rows};
@@ -91,6 +92,29 @@ impl Node {
             "never {version} as {arm}; the last was {:?}",
             self.infer().await
         );
+    }
+
+    /// The line of the version that is being prepared, once the page shows it like this.
+    async fn until_preparing(&self, like: impl Fn(&Value) -> bool) -> Value {
+        self.until_status(|status| like(&status["preparing"][0]))
+            .await["preparing"][0]
+            .clone()
+    }
+
+    async fn until_status(&self, like: impl Fn(&Value) -> bool) -> Value {
+        for _ in 0..1_000 {
+            let status = self.status().await;
+            if like(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never so; the last was {}", self.status().await);
+    }
+
+    async fn metrics(&self) -> String {
+        let asked = self.client.get(format!("{}/metrics", self.url));
+        asked.send().await.unwrap().text().await.unwrap()
     }
 
     async fn status(&self) -> Value {
@@ -307,8 +331,7 @@ async fn labels_of_a_client_come_in_the_report_of_the_version_and_segment_that_a
         2
     );
     assert_eq!(quality.kpis["spend"].count, 1);
-    let metrics = node.client.get(format!("{}/metrics", node.url));
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let metrics = node.metrics().await;
     let unknown = "rollcall_agent_feedback_total{result=\"unknown\"} 3";
     assert!(metrics.contains(unknown), "{metrics}");
     node.stop().await;
@@ -470,6 +493,85 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_that_is_held_up_shows_how_far_it_is_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, _heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let stable = coordinator.publish("1.0.0");
+    let bytes = |file: &str| std::fs::metadata(bundle("1.0.0").join(file)).unwrap().len();
+    let half = bytes("model.onnx") / 2;
+    let total = bytes("model.onnx") + bytes("smoke.json");
+    let first = coordinator.hold_next_artifact();
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    let line = node
+        .until_preparing(|line| line["bytes"]["here"] == half)
+        .await;
+    assert_eq!(line["bytes"]["total"], total);
+    assert_eq!(
+        (&line["model"], &line["version"], &line["phase"]),
+        (&"digits".into(), &"1.0.0".into(), &"fetching".into())
+    );
+    assert_eq!(line["digest"], stable.digest.to_string());
+    let moment = |name: &str| line[name].as_str().unwrap().parse::<Timestamp>().unwrap();
+    assert!(moment("since") <= moment("phase_since"));
+    let metrics = node.metrics().await;
+    let labels = "model=\"digits\",version=\"1.0.0\"";
+    for wanted in [
+        format!("rollcall_agent_preparation_bytes{{{labels},of=\"here\"}} {half}.0\n"),
+        format!("rollcall_agent_preparation_bytes{{{labels},of=\"total\"}} {total}.0\n"),
+        format!("rollcall_agent_preparation_phase_seconds{{{labels},phase=\"fetching\"}} "),
+        format!("rollcall_agent_preparation_seconds{{{labels}}} "),
+    ] {
+        assert!(metrics.contains(&wanted), "no {wanted} in {metrics}");
+    }
+    node.stop().await;
+
+    // The coordinator sends nothing now: what is here was here before the restart.
+    let second = coordinator.hold_next_artifact();
+    let node = Node::start(dir.path()).await;
+    let resumed = |line: &Value| line["bytes"]["here"] == half && line["phase"] == "fetching";
+    node.until_preparing(resumed).await;
+    first.cancel();
+    second.cancel();
+    node.until("1.0.0", "stable").await;
+    assert_eq!(node.status().await["preparing"], Value::Array(Vec::new()));
+    assert!(!node.metrics().await.contains("preparation_bytes{"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_preparation_that_is_broken_off_leaves_no_line_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, _heard) = Coordinator::start();
+    coordinator.enrol(dir.path(), "node-1");
+    let (stable, candidate) = (coordinator.publish("1.0.0"), coordinator.publish("2.0.0"));
+    coordinator.assign(assignment(1, Some(stable), None)).await;
+    let node = Node::start(dir.path()).await;
+    node.until("1.0.0", "stable").await;
+    let _never = coordinator.hold_next_artifact();
+    coordinator
+        .assign(assignment(2, Some(stable), Some((candidate, CANARY_ALL))))
+        .await;
+    let line = node
+        .until_preparing(|line| line["bytes"]["here"].as_u64() > Some(0))
+        .await;
+    assert_eq!(line["version"], "2.0.0");
+    let withdrawal = Withdrawal {
+        model: digits(),
+        rollout: RolloutId(1),
+        withdrawn: candidate,
+        generation: Generation(3),
+        serving: Some(stable),
+    };
+    coordinator.withdraw(withdrawal).await;
+    node.until_status(|status| status["preparing"] == Value::Array(Vec::new()))
+        .await;
+    assert!(!node.metrics().await.contains("preparation_seconds{"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spoilt_file_is_thrown_away_and_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let (coordinator, _heard) = Coordinator::start();
@@ -509,13 +611,10 @@ async fn a_version_that_the_coordinator_cannot_send_is_reported_and_tried_again(
         .await;
     assert!(reason.contains("manifest") && retrying, "{reason}");
     // The status page follows the message, and shows the next attempt in turn.
-    let shown = async {
-        while node.status().await["models"][0]["waiting"][0]["on"] != "retry" {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(20), shown)
-        .await
-        .expect("the status page never showed that it is tried again");
+    let none = Value::Array(Vec::new());
+    node.until_status(|status| {
+        status["models"][0]["waiting"][0]["on"] == "retry" && status["preparing"] == none
+    })
+    .await;
     node.stop().await;
 }

@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rollcall_agent_core::tensor::TensorData;
@@ -43,6 +44,7 @@ impl Disk {
             &bundle.manifest.model,
             version,
             NOW,
+            |_| {},
         )
     }
 
@@ -96,6 +98,18 @@ fn every_bundle_is_prepared_and_answers() {
         );
         assert_eq!(prepared.bytes, bundle.manifest.bytes());
     }
+}
+
+#[test]
+fn each_phase_is_told_as_it_begins() {
+    let (disk, bundle) = (disk(), Bundle::real("digits", "1.0.0"));
+    let version = disk.hold(&bundle);
+    let told = RefCell::new(Vec::new());
+    let tell = |phase| told.borrow_mut().push(phase);
+    let model = &bundle.manifest.model;
+    prepare(&disk.cache, &Tract::new(), model, version, NOW, tell).unwrap();
+    let all = [Phase::Verifying, Phase::Loading, Phase::WarmingUp];
+    assert_eq!(told.into_inner(), all);
 }
 
 #[test]
@@ -190,6 +204,7 @@ fn missing_and_damaged_files_are_named_and_may_be_fetched_again() {
         &bundle.manifest.model,
         version,
         NOW,
+        |_| {},
     ) else {
         panic!("prepared from nothing")
     };
@@ -209,6 +224,7 @@ fn missing_and_damaged_files_are_named_and_may_be_fetched_again() {
         &bundle.manifest.model,
         version,
         NOW,
+        |_| {},
     );
     let failure = PrepareFailure::from(again.err().unwrap());
     assert!(failure.retryable);
@@ -223,7 +239,7 @@ fn only_the_manifest_that_was_assigned_is_served() {
     let version = disk.hold(&bundle);
     let prepare = |model: &str, version| {
         let model = ModelName::new(model).unwrap();
-        prepare(&disk.cache, &Tract::new(), &model, version, NOW)
+        prepare(&disk.cache, &Tract::new(), &model, version, NOW, |_| {})
             .err()
             .unwrap()
     };
@@ -311,7 +327,16 @@ fn an_engine_that_mixes_up_the_rows_of_a_batch_is_caught_and_one_without_batches
     let disk = disk();
     let version = disk.hold(&bundle);
     let model = &bundle.manifest.model;
-    let prepare = |engine| prepare(&disk.cache, &FakeEngine(engine), model, version, NOW);
+    let prepare = |engine| {
+        prepare(
+            &disk.cache,
+            &FakeEngine(engine),
+            model,
+            version,
+            NOW,
+            |_| {},
+        )
+    };
     assert!(prepare(Ok).is_ok());
     assert!(prepare(|_| Err(InferError::Failed("no batches".to_owned()))).is_ok());
     let error = prepare(|mut rows| {

@@ -1,7 +1,7 @@
 //! `GET /rollcall/v1/status`: what the node serves, from where, and what it waits for.
 //!
-//! The driver posts the core's view after each input; a request reads it. Leases
-//! are counted down to the moment of the request.
+//! The driver posts the core's view after each input; a request reads it, and how far
+//! preparations are. Leases are counted down to the moment of the request.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ use rollcall_shared::version::Version;
 use serde::{Deserialize, Serialize};
 
 use super::App;
+use crate::progress::{PreparingLine, Progress};
 
 /// What the core said, and when.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +64,7 @@ pub struct StatusBoard {
     grpc: Option<SocketAddr>,
     view: ArcSwap<View>,
     resources: ArcSwap<Resources>,
+    progress: Arc<Progress>,
     cache: CacheView,
 }
 
@@ -73,14 +75,16 @@ impl fmt::Debug for StatusBoard {
 }
 
 impl StatusBoard {
-    /// An empty board of this node. `cache` is asked whenever someone reads.
+    /// An empty board of this node. `progress` is read and `cache` asked whenever someone
+    /// reads the board.
     #[must_use]
-    pub fn new(node: NodeId, cache: CacheView) -> Self {
+    pub fn new(node: NodeId, progress: Arc<Progress>, cache: CacheView) -> Self {
         Self {
             node,
             grpc: None,
             view: ArcSwap::default(),
             resources: ArcSwap::default(),
+            progress,
             cache,
         }
     }
@@ -114,6 +118,12 @@ impl StatusBoard {
         self.resources.load_full()
     }
 
+    /// What is being prepared.
+    #[must_use]
+    pub const fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
     /// Everything, at this moment.
     #[must_use]
     pub fn read(&self, now: Timestamp) -> Status {
@@ -128,6 +138,7 @@ impl StatusBoard {
                 .iter()
                 .map(|model| ModelLine::new(model, age))
                 .collect(),
+            preparing: self.progress.read(),
             cache: (self.cache)(),
             resources: (*self.resources()).clone(),
         }
@@ -142,6 +153,8 @@ pub struct Status {
     grpc: Option<SocketAddr>,
     connected: bool,
     models: Vec<ModelLine>,
+    /// Empty: nothing is being prepared.
+    preparing: Vec<PreparingLine>,
     cache: CacheStatus,
     resources: Resources,
 }

@@ -36,6 +36,7 @@ use rollcall_transport::endpoint::coordinator_endpoint;
 use rollcall_transport::enroll::serve_enrolment;
 use rollcall_transport::identity::new_agent_key;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::support::{bundle, manifest};
 
@@ -63,6 +64,7 @@ struct Shared {
     reports: mpsc::Sender<Report>,
     asked: Mutex<Vec<(Digest, u64)>>,
     cut_next: AtomicBool,
+    hold_next: Mutex<Option<CancellationToken>>,
     spoil_next: AtomicBool,
     answers_heartbeats: AtomicBool,
     protocol: AtomicU16,
@@ -110,6 +112,7 @@ impl Coordinator {
             reports,
             asked: Mutex::default(),
             cut_next: AtomicBool::new(false),
+            hold_next: Mutex::default(),
             spoil_next: AtomicBool::new(false),
             answers_heartbeats: AtomicBool::new(true),
             protocol: AtomicU16::new(PROTOCOL),
@@ -231,6 +234,13 @@ impl Coordinator {
     /// The next artifact stream ends in the middle.
     pub fn cut_next_artifact(&self) {
         self.shared.cut_next.store(true, Ordering::SeqCst);
+    }
+
+    /// The next artifact stops in the middle, until the token is cancelled.
+    pub fn hold_next_artifact(&self) -> CancellationToken {
+        let release = CancellationToken::new();
+        *self.shared.hold_next.lock().unwrap() = Some(release.clone());
+        release
     }
 
     /// The next artifact has a wrong byte.
@@ -370,12 +380,21 @@ impl Shared {
             if is_file && self.spoil_next.swap(false, Ordering::SeqCst) {
                 blob[2_000] ^= 1;
             }
+            let held = is_file.then(|| self.hold_next.lock().unwrap().take());
+            let from = if let Some(release) = held.flatten() {
+                let middle = blob.len() / 2;
+                let _ = writer.write(blob[offset..middle].to_vec().into()).await;
+                release.cancelled().await;
+                middle
+            } else {
+                offset
+            };
             let end = if is_file && self.cut_next.swap(false, Ordering::SeqCst) {
                 blob.len() / 2
             } else {
                 blob.len()
             };
-            let _ = writer.write(blob[offset..end].to_vec().into()).await;
+            let _ = writer.write(blob[from..end].to_vec().into()).await;
             writer.finish();
         }
     }

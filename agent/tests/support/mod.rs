@@ -20,6 +20,7 @@ use rollcall_agent::engine::{Engine, LoadFiles, LoadedModel};
 use rollcall_agent::metrics::Metrics;
 use rollcall_agent::models::Models;
 use rollcall_agent::prepare::PreparedModel;
+use rollcall_agent::progress::Progress;
 use rollcall_agent::recorder::Recorder;
 use rollcall_agent::routes::Routes;
 use rollcall_agent::serve::infer::Inference;
@@ -150,7 +151,11 @@ impl Bench {
         let node = NodeId::new("node-1").unwrap();
         let app = Arc::new(App {
             inference,
-            status: Arc::new(StatusBoard::new(node, Box::new(CacheStatus::default))),
+            status: Arc::new(StatusBoard::new(
+                node,
+                Arc::new(Progress::new(clock)),
+                Box::new(CacheStatus::default),
+            )),
             metrics: Metrics::new(Arc::clone(&recorder)),
             bodies: Arc::new(Semaphore::new(settings.bodies_mib_max << 10)),
             ids: Ids::new(7),
