@@ -3,6 +3,7 @@
 //! Nothing is counted twice: every figure is read where it already is (recorder,
 //! routes, status board, queues) when someone asks, so requests pay nothing for it.
 
+mod gpus;
 mod preparations;
 
 use std::fmt;
@@ -14,12 +15,13 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use rollcall_shared::histogram::{BINS, Histogram, edge};
-use rollcall_shared::report::{Gpu, Resources, Role};
+use rollcall_shared::report::{Resources, Role};
 use rollcall_shared::time::Timestamp;
 
 use crate::progress::PreparingLine;
 use crate::recorder::feedback::Joined;
 use crate::recorder::{Recorder, Total, TotalKey};
+use crate::resources::Sample;
 use crate::serve::App;
 
 /// Every so many edges become a bucket: a factor of 2.07 apart, 26 buckets.
@@ -39,7 +41,7 @@ struct Reading {
     candidates: Vec<CandidateReading>,
     preparing: Vec<PreparingLine>,
     connected: bool,
-    resources: Arc<Resources>,
+    sample: Arc<Sample>,
     waiting: [usize; 3],
     engine_faults: u64,
     feedback: Joined,
@@ -98,7 +100,7 @@ impl Metrics {
             candidates: candidates.collect(),
             preparing: app.status.progress().read(),
             connected: app.status.view().connected,
-            resources: app.status.resources(),
+            sample: app.status.sample(),
             waiting: app.inference.waiting(),
             engine_faults: self.recorder.engine_faults(),
         }
@@ -163,10 +165,10 @@ const COUNTERS: [CounterOf; 8] = [
     ),
 ];
 
-/// A gauge of `T`: its name, its help, and where it is.
-type GaugeOf<T> = (&'static str, &'static str, fn(&T) -> f64);
+/// A gauge of the node: its name, its help, and where it is.
+type GaugeOf = (&'static str, &'static str, fn(&Resources) -> f64);
 
-const GAUGES: [GaugeOf<Resources>; 8] = [
+const GAUGES: [GaugeOf; 8] = [
     ("host_cpu_percent", "CPU of the host, all cores", |r| {
         f64::from(r.cpu_percent)
     }),
@@ -192,18 +194,6 @@ const GAUGES: [GaugeOf<Resources>; 8] = [
     }),
     ("cache_bytes", "Blobs in the cache", |r| {
         precise(r.cache_bytes)
-    }),
-];
-
-const GPU_GAUGES: [GaugeOf<Gpu>; 3] = [
-    ("gpu_utilization_percent", "How busy it is", |gpu| {
-        f64::from(gpu.utilization_percent)
-    }),
-    ("gpu_memory_used_bytes", "GPU memory in use", |gpu| {
-        precise(gpu.memory_used)
-    }),
-    ("gpu_memory_total_bytes", "GPU memory", |gpu| {
-        precise(gpu.memory_total)
     }),
 ];
 
@@ -305,7 +295,7 @@ impl Reading {
         for (name, help, value) in GAUGES {
             encoder
                 .encode_descriptor(name, help, None, MetricType::Gauge)?
-                .encode_gauge(&value(&self.resources))?;
+                .encode_gauge(&value(&self.sample.resources))?;
         }
         let help = "Requests that failed because this node's engine was out of order";
         encoder
@@ -319,14 +309,7 @@ impl Reading {
                 .encode_family(&[("role", *role)])?
                 .encode_gauge(&waiting)?;
         }
-        for (name, help, value) in GPU_GAUGES {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (index, gpu) in self.resources.gpus.iter().enumerate() {
-                let labels = [("gpu", index.to_string()), ("name", gpu.name.clone())];
-                metric.encode_family(&labels)?.encode_gauge(&value(gpu))?;
-            }
-        }
-        Ok(())
+        gpus::encode(&self.sample.gpus, encoder)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rollcall_shared::codec;
 use rollcall_shared::limits::REPORT_BYTES_MAX;
-use rollcall_shared::report::{Report, Resources, Series};
+use rollcall_shared::report::{Report, Series};
 use rollcall_shared::time::Timestamp;
 use rollcall_transport::clock::Clock;
 use tokio_util::sync::CancellationToken;
@@ -85,12 +85,12 @@ impl Reporter {
             cache_bytes,
         } = self;
         let sampling = tokio::task::spawn_blocking(move || {
-            let resources = sampler.sample(cache_bytes());
-            (sampler, cache_bytes, resources)
+            let sample = sampler.sample(cache_bytes());
+            (sampler, cache_bytes, sample)
         });
         match sampling.await {
-            Ok((sampler, cache_bytes, resources)) => {
-                status.post_resources(resources);
+            Ok((sampler, cache_bytes, sample)) => {
+                status.post_sample(sample);
                 Self {
                     clock,
                     link,
@@ -109,14 +109,14 @@ impl Reporter {
             series,
             mut series_dropped,
         } = self.recorder.take_window();
-        let resources = self.status.resources();
+        let sample = self.status.sample();
         for series in parts(series, PART_BYTES_MAX) {
             let report = Report {
                 window,
                 duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
                 series,
                 series_dropped: std::mem::take(&mut series_dropped),
-                resources: Resources::clone(&resources),
+                resources: sample.resources.clone(),
             };
             if let Err(error) = self.link.send_report(report).await {
                 tracing::debug!(%error, "a report got lost");

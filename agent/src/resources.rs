@@ -8,10 +8,19 @@ pub mod host;
 
 use std::path::PathBuf;
 
-use rollcall_shared::report::Resources;
+use rollcall_shared::report::{Gpu, Resources};
 
-use gpu::Gpus;
+use gpu::{GpuSample, Gpus};
 use host::Host;
+
+/// How the node was when it was last looked at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// What the coordinator hears.
+    pub resources: Resources,
+    /// The GPUs in full, for the node's own metrics.
+    pub gpus: Vec<GpuSample>,
+}
 
 /// Reads the node's resources. CPU figures are averages since the sample before.
 #[derive(Debug)]
@@ -21,20 +30,22 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Opens what is there. `dir`: whose disk is looked at.
+    /// Opens what is there, but for the GPUs: the first sample does. `dir`: whose disk is
+    /// looked at.
     #[must_use]
     pub fn open(dir: PathBuf) -> Self {
         Self {
             host: Host::open(dir),
-            gpus: Gpus::open(),
+            gpus: Gpus::default(),
         }
     }
 
     /// One sample; `cache_bytes` as the cache says.
-    pub fn sample(&mut self, cache_bytes: u64) -> Resources {
+    pub fn sample(&mut self, cache_bytes: u64) -> Sample {
         let mut resources = self.host.sample();
         resources.cache_bytes = cache_bytes;
-        resources.gpus = self.gpus.sample();
-        resources
+        let gpus = self.gpus.sample();
+        resources.gpus = gpus.iter().map(Gpu::from).collect();
+        Sample { resources, gpus }
     }
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use crate::progress::{PreparingLine, Progress};
+use crate::resources::Sample;
 
 /// What the core said, and when.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +64,7 @@ pub struct StatusBoard {
     node: NodeId,
     grpc: Option<SocketAddr>,
     view: ArcSwap<View>,
-    resources: ArcSwap<Resources>,
+    sample: ArcSwap<Sample>,
     progress: Arc<Progress>,
     cache: CacheView,
 }
@@ -83,7 +84,7 @@ impl StatusBoard {
             node,
             grpc: None,
             view: ArcSwap::default(),
-            resources: ArcSwap::default(),
+            sample: ArcSwap::default(),
             progress,
             cache,
         }
@@ -102,8 +103,8 @@ impl StatusBoard {
     }
 
     /// Posts a sample of the node's resources.
-    pub fn post_resources(&self, resources: Resources) {
-        self.resources.store(Arc::new(resources));
+    pub fn post_sample(&self, sample: Sample) {
+        self.sample.store(Arc::new(sample));
     }
 
     /// The last view.
@@ -114,8 +115,8 @@ impl StatusBoard {
 
     /// The last sample.
     #[must_use]
-    pub fn resources(&self) -> Arc<Resources> {
-        self.resources.load_full()
+    pub fn sample(&self) -> Arc<Sample> {
+        self.sample.load_full()
     }
 
     /// What is being prepared.
@@ -140,7 +141,7 @@ impl StatusBoard {
                 .collect(),
             preparing: self.progress.read(),
             cache: (self.cache)(),
-            resources: (*self.resources()).clone(),
+            resources: self.sample().resources.clone(),
         }
     }
 }
