@@ -22,6 +22,7 @@ use rollcall_transport::identity::{Identity, IdentityError};
 use rollcall_transport::spiffe::SpiffeId;
 use rollcall_transport::tls::TlsError;
 use sd_notify::NotifyState;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,7 @@ use crate::reporter::Reporter;
 use crate::resources::Sampler;
 use crate::routes::Routes;
 use crate::serve::infer::Inference;
+use crate::serve::pages::Pages;
 use crate::serve::status::{CacheStatus, CachedVersionStatus, StatusBoard, View};
 use crate::serve::threads::{self, Listeners};
 use crate::serve::{App, Ids};
@@ -266,6 +268,7 @@ fn app(
         inference: Arc::new(inference),
         status: Arc::new(status),
         metrics: Metrics::new(Arc::clone(recorder)),
+        pages: Pages::new(Handle::current()),
         bodies: Arc::new(Semaphore::new(config.serving.bodies_mib_max << 10)),
         ids: Ids::new(rand::random()),
     }))

@@ -14,6 +14,7 @@ pub mod headers;
 pub mod http;
 pub mod infer;
 mod linger;
+pub mod pages;
 pub mod path;
 pub mod predict;
 pub mod rest;
@@ -31,6 +32,7 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 use infer::Inference;
+use pages::Pages;
 use status::StatusBoard;
 
 /// How long requests under way may go on after a stop was asked for.
@@ -45,6 +47,8 @@ pub struct App {
     pub status: Arc<StatusBoard>,
     /// What Prometheus reads.
     pub metrics: Metrics,
+    /// Where both are written.
+    pub pages: Pages,
     /// Room for bodies, one permit a KiB.
     pub bodies: Arc<Semaphore>,
     /// Names requests that came without a name.
@@ -105,8 +109,8 @@ pub fn router(app: Arc<App>) -> Router {
             "/v2/repository/models/{model}/unload",
             post(rest::load_refused),
         )
-        .route("/metrics", get(rest::metrics))
-        .route("/rollcall/v1/status", get(status::status))
+        .route("/metrics", get(pages::metrics))
+        .route("/rollcall/v1/status", get(pages::status))
         .route("/rollcall/v1/feedback", post(feedback::feedback))
         .fallback(rest::no_such_path)
         .method_not_allowed_fallback(rest::no_such_method)

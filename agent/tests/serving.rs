@@ -3,11 +3,13 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use rollcall_agent::config::Serving;
 use rollcall_agent::engine::{InferError, LoadedModel};
+use rollcall_agent::serve::status::CacheStatus;
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::route::CandidateUsage::{Canary, Shadow};
 use rollcall_agent_core::tensor::{Tensor, TensorData};
@@ -30,14 +32,27 @@ impl Hanging {
         *self.released.lock().unwrap() = true;
         self.changed.notify_all();
     }
-}
 
-impl LoadedModel for Hanging {
-    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+    fn wait(&self) {
         let mut released = self.released.lock().unwrap();
         while !*released {
             released = self.changed.wait(released).unwrap();
         }
+    }
+}
+
+/// However a test ends, nothing hangs after it.
+struct ReleasedAtTheEnd(Arc<Hanging>);
+
+impl Drop for ReleasedAtTheEnd {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+impl LoadedModel for Hanging {
+    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+        self.wait();
         Err(InferError::Failed("released".to_owned()))
     }
 }
@@ -672,6 +687,38 @@ async fn health_metadata_index_and_status_speak_the_protocol() {
     assert_eq!(status["connected"], false);
     assert_eq!(status["models"], json!([]));
     assert_eq!(status["cache"], json!({"bytes": 0, "versions": []}));
+}
+
+#[tokio::test]
+async fn status_pages_that_wait_for_the_disk_hold_up_no_client() {
+    let disk = ReleasedAtTheEnd(Arc::default());
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let bench = Bench::with_cache(Serving::default(), {
+        let (disk, waiting) = (Arc::clone(&disk.0), Arc::clone(&waiting));
+        move || {
+            waiting.fetch_add(1, Ordering::SeqCst);
+            disk.wait();
+            CacheStatus::default()
+        }
+    })
+    .await;
+    bench.route(1, Some(bench.load("1.0.0")), None);
+    let mut pages = JoinSet::new();
+    for _ in 0..8 {
+        let page = bench
+            .client
+            .get(format!("{}/rollcall/v1/status", bench.url));
+        pages.spawn(async move { page.send().await.unwrap().status() });
+    }
+    // Two threads have all connections.
+    let both = || waiting.load(Ordering::SeqCst) == 2;
+    eventually("two pages wait for the disk", both).await;
+    assert_eq!(bench.infer("k", &rows()[0]).await.status, 200);
+    drop(disk);
+    while let Some(status) = pages.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+    assert_eq!(waiting.load(Ordering::SeqCst), 8);
 }
 
 #[tokio::test]

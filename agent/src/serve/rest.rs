@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::manifest::TensorSpec;
@@ -214,13 +214,6 @@ pub async fn index(
 /// `POST /v2/repository/models/{model}/load` and `/unload`
 pub async fn load_refused(Named(model): Named<String>) -> HttpError {
     CatalogRefusal::ByRolloutOnly { model }.into()
-}
-
-/// `GET /metrics`
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let text = app.metrics.render(&app);
-    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
 /// Anything else.

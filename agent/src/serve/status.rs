@@ -1,4 +1,4 @@
-//! `GET /rollcall/v1/status`: what the node serves, from where, and what it waits for.
+//! What `GET /rollcall/v1/status` shows: what the node serves, from where, and what it waits for.
 //!
 //! The driver posts the core's view after each input; a request reads it, and how far
 //! preparations are. Leases are counted down to the moment of the request.
@@ -9,9 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::Json;
-use axum::extract::State;
-use axum::response::IntoResponse;
 use rollcall_agent_core::agent::{ModelStatus, WaitingFor};
 use rollcall_shared::digest::Digest;
 use rollcall_shared::ids::{Generation, ModelName, NodeId, RolloutId};
@@ -20,7 +17,6 @@ use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 use serde::{Deserialize, Serialize};
 
-use super::App;
 use crate::progress::{PreparingLine, Progress};
 use crate::resources::Sample;
 
@@ -125,7 +121,7 @@ impl StatusBoard {
         &self.progress
     }
 
-    /// Everything, at this moment.
+    /// Everything, at this moment. Blocking: the cache is asked.
     #[must_use]
     pub fn read(&self, now: Timestamp) -> Status {
         let view = self.view();
@@ -205,9 +201,4 @@ impl ModelLine {
             waiting: status.waiting.clone(),
         }
     }
-}
-
-/// `GET /rollcall/v1/status`
-pub async fn status(State(app): State<Arc<App>>) -> impl IntoResponse {
-    Json(app.status.read(app.inference.now()))
 }

@@ -24,6 +24,7 @@ use rollcall_agent::progress::Progress;
 use rollcall_agent::recorder::Recorder;
 use rollcall_agent::routes::Routes;
 use rollcall_agent::serve::infer::Inference;
+use rollcall_agent::serve::pages::Pages;
 use rollcall_agent::serve::status::{CacheStatus, StatusBoard};
 use rollcall_agent::serve::threads::Listeners;
 use rollcall_agent::serve::{App, Ids};
@@ -42,6 +43,7 @@ use rollcall_shared::time::Timestamp;
 use rollcall_transport::clock::Clock;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -140,6 +142,14 @@ impl Answer {
 
 impl Bench {
     pub async fn start(settings: Serving) -> Self {
+        Self::with_cache(settings, CacheStatus::default).await
+    }
+
+    /// With a cache that the status page asks.
+    pub async fn with_cache(
+        settings: Serving,
+        cache: impl Fn() -> CacheStatus + Send + Sync + 'static,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let clock = Clock::start(Timestamp::ZERO);
         let recorder = Arc::new(Recorder::default());
@@ -154,9 +164,10 @@ impl Bench {
             status: Arc::new(StatusBoard::new(
                 node,
                 Arc::new(Progress::new(clock)),
-                Box::new(CacheStatus::default),
+                Box::new(cache),
             )),
             metrics: Metrics::new(Arc::clone(&recorder)),
+            pages: Pages::new(Handle::current()),
             bodies: Arc::new(Semaphore::new(settings.bodies_mib_max << 10)),
             ids: Ids::new(7),
         });
