@@ -58,7 +58,13 @@ impl Rows {
         })
     }
 
-    fn request(&self, row: usize) -> serde_json::Value {
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// An inference request for one of them.
+    pub(crate) fn request(&self, row: usize) -> serde_json::Value {
         let row = row % self.labels.len();
         let data = &self.values[row * self.width..(row + 1) * self.width];
         serde_json::json!({ "inputs": [
