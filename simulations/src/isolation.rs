@@ -217,6 +217,8 @@ impl Agent {
         let log = tempfile::NamedTempFile::new()?;
         let mut child = programs
             .agent_under_test()
+            // Services run without; a trace of the stack at each panic costs milliseconds.
+            .env_remove("RUST_BACKTRACE")
             .arg(serde_json::to_string(&trial)?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

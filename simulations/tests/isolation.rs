@@ -13,11 +13,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
+/// Two, so that a trial follows upon a trial.
+const ROUNDS: u64 = 2;
+
 fn isolation(arguments: &[&str]) -> Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall-sim"));
     command
-        .args(["isolation", "--rounds", "1", "--rate", "500"])
-        .args(["--lasting", "200"])
+        .args(["isolation", "--rounds", &ROUNDS.to_string()])
+        .args(["--rate", "1000", "--lasting", "300"])
         .args(arguments);
     support::json(&command.args(["-o", "json"]).output().unwrap())
 }
@@ -83,7 +86,7 @@ fn stable_answers_whatever_a_candidate_does_in_its_engine_and_the_counts_add_up(
     for behaviour in ["fails", "panics"] {
         let canary = of(behaviour, "canary");
         assert_eq!(count(canary, "answers", "by_candidate"), 0);
-        assert_eq!(count(canary, "agent", "breaker_openings"), 1);
+        assert_eq!(count(canary, "agent", "breaker_openings"), ROUNDS);
     }
 }
 

@@ -129,11 +129,13 @@ impl fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "{:<13} {:<7} {:>17} {:>17} {:>6} {:>6} {:>11} {:>11} {:>7} {:>9} {:>7} {:>7} {:>8} {:>8}",
+            "{:<12} {:<7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>11} {:>11} {:>7} {:>9} {:>7} {:>8} {:>5} {:>9}",
             "candidate",
             "usage",
-            "calm p50     p99",
-            "with it p50  p99",
+            "calm p50",
+            "p99",
+            "with p50",
+            "p99",
             "p50 x",
             "p99 x",
             "quartiles",
@@ -141,8 +143,8 @@ impl fmt::Display for Figures {
             "tried",
             "fell back",
             "shed",
-            "breaker",
-            "peak MiB",
+            "breakers",
+            "MiB",
             "no answer"
         )?;
         self.findings.iter().try_for_each(|finding| finding.line(f))
@@ -158,15 +160,15 @@ impl Finding {
         let [low, high] = self.p99_ratio_quartiles;
         writeln!(
             f,
-            "{behaviour:<13} {usage:<7} {:>8.3} {:>8.3} {:>8.3} {:>8.3} {:>6.2} {:>6.2} {low:>5.2}-{high:<5.2} {:>5.2}>{:>5.2} {:>7} {:>9} {:>7} {:>7} {:>8.0} {:>8}",
+            "{behaviour:<12} {usage:<7} {:>8.3} {:>8.3} {:>8.3} {:>8.3} {:>6.2} {:>6.2} {:>11} {:>11} {:>7} {:>9} {:>7} {:>8} {:>5.0} {:>9}",
             self.calm.p50_ms,
             self.calm.p99_ms,
             self.tried.p50_ms,
             self.tried.p99_ms,
             self.p50_ratio,
             self.p99_ratio,
-            self.calm.cpu_share,
-            self.tried.cpu_share,
+            format!("{low:.2}-{high:.2}"),
+            format!("{:.2} > {:.2}", self.calm.cpu_share, self.tried.cpu_share),
             self.agent.candidate_requests,
             self.answers.by_fallback,
             self.agent.shed,

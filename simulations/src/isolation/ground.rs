@@ -65,7 +65,7 @@ const CANARY_PERCENT: f64 = 10.0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
-    /// Route the candidate.
+    /// Route a fresh candidate.
     Try,
     /// Stable alone. The answer comes when the candidate is out of memory.
     Calm,
@@ -121,7 +121,7 @@ fn follow(trial: Option<Trial>) -> Result<()> {
     writeln!(told, "{address}")?;
     while let Some(order) = orders.next().transpose()? {
         match serde_json::from_str(&order)? {
-            Order::Try => ground.begin_trial()?,
+            Order::Try => runtime.block_on(ground.begin_trial())?,
             Order::Calm => runtime.block_on(ground.end_trial())?,
         }
         writeln!(told, "{}", serde_json::to_string(&ground.totals())?)?;
@@ -235,7 +235,9 @@ impl Ground {
         });
     }
 
-    fn begin_trial(&mut self) -> Result<()> {
+    /// Each trial has a candidate of its own: a breaker that is closed, nothing leaked.
+    async fn begin_trial(&mut self) -> Result<()> {
+        self.end_trial().await?;
         let Some(Trial { behaviour, usage }) = self.trial else {
             self.swap(None);
             return Ok(());
