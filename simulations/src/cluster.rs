@@ -30,6 +30,10 @@ const REPORT_EVERY_DEFAULT: &str = "# report_every = \"5s\"";
 pub(crate) struct Process(Child);
 
 impl Process {
+    pub(crate) const fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }

@@ -9,6 +9,7 @@
 //! | [`demo`] | the whole story on one machine |
 //! | [`fleet`] | how fast a rollback spreads over real QUIC |
 //! | [`hostile`] | the same with bad neighbours |
+//! | [`isolation`] | what a candidate that misbehaves in its engine costs stable's clients |
 //! | [`judge`] | false alarms and requests to detection of the judge, beside the tests of others |
 //! | [`storm`] | how fast a fleet is back after its coordinator was killed |
 //! | [`mutants`] | faults planted in the source that ships, and who notices |
@@ -23,6 +24,7 @@ pub mod cluster;
 pub mod demo;
 pub mod fleet;
 pub mod hostile;
+pub mod isolation;
 pub mod judge;
 pub mod multicall;
 pub mod mutants;

@@ -8,6 +8,8 @@ use std::process::{Command, ExitCode};
 
 /// A door behind which nothing is: see [`crate::storm`].
 pub(crate) const BARE_DOOR: &str = "bare-door";
+/// An agent's serving half, with candidates that misbehave: see [`crate::isolation`].
+const AGENT_UNDER_TEST: &str = "agent-under-test";
 
 /// An executable whose `main` begins with [`dispatch`].
 #[derive(Clone, Debug)]
@@ -45,6 +47,11 @@ impl Programs {
         self.command(BARE_DOOR)
     }
 
+    /// A command that serves, with a candidate that misbehaves.
+    pub(crate) fn agent_under_test(&self) -> Command {
+        self.command(AGENT_UNDER_TEST)
+    }
+
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.0);
         command.arg(name);
@@ -59,6 +66,9 @@ pub fn dispatch() -> Option<ExitCode> {
     let first = arguments.next()?;
     if first == BARE_DOOR {
         return Some(crate::storm::floor::open_door(arguments));
+    }
+    if first == AGENT_UNDER_TEST {
+        return Some(crate::isolation::ground::open(arguments));
     }
     let rest = |name: &'static str| std::iter::once(OsString::from(name)).chain(arguments);
     match first.to_str()? {

@@ -67,6 +67,16 @@ impl Rows {
         })
     }
 
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// An inference request for one of them, as JSON.
+    pub(crate) fn request(&self, row: usize) -> serde_json::Value {
+        self.row(row).as_json()
+    }
+
     fn row(&self, row: usize) -> Question<'_> {
         let row = row % self.labels.len();
         Question {

@@ -13,7 +13,9 @@ use rollcall_simulations::arguments::RunArguments;
 use rollcall_simulations::explore::{Summary, describe, describe_shrunk, explore};
 use rollcall_simulations::faults::Knob;
 use rollcall_simulations::fleet::versus::{Broker, Contest};
-use rollcall_simulations::{chaos, fleet, hostile, judge, multicall, mutants, storm, world};
+use rollcall_simulations::{
+    chaos, fleet, hostile, isolation, judge, multicall, mutants, storm, world,
+};
 use serde::Serialize;
 
 /// Simulates a whole fleet.
@@ -97,6 +99,8 @@ enum Command {
     Storm(storm::Arguments),
     /// Measure how fast a rollback spreads among bad neighbours
     Hostile(hostile::Arguments),
+    /// Measure what candidates that misbehave in their engine cost stable's clients
+    Isolation(isolation::Arguments),
     /// Draw rollouts whose truth is known, and compare the judge with the tests of others
     Judge(judge::Arguments),
 }
@@ -142,6 +146,7 @@ fn main() -> anyhow::Result<ExitCode> {
         } => plant_mutants(only.as_deref(), shrink, output),
         Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Hostile(arguments) => hostile::main(&arguments),
+        Command::Isolation(arguments) => isolation::main(&arguments),
         Command::Judge(arguments) => judge::main(&arguments),
         Command::Storm(arguments) => storm::main(&arguments),
         Command::Fleet {

@@ -51,6 +51,15 @@ impl Question<'_> {
         [1, self.values.len()]
     }
 
+    pub(super) fn as_json(&self) -> Value {
+        json!({ "inputs": [{
+            "name": self.input,
+            "datatype": "FP32",
+            "shape": self.shape(),
+            "data": self.values,
+        }]})
+    }
+
     fn buffer(&self) -> Bytes {
         self.values.iter().flat_map(|x| x.to_le_bytes()).collect()
     }
@@ -120,13 +129,7 @@ impl Asker {
     }
 
     async fn ask_json(&self, key: &str, question: Question<'_>) -> Result<Scored> {
-        let body = json!({ "inputs": [{
-            "name": question.input,
-            "datatype": "FP32",
-            "shape": question.shape(),
-            "data": question.values,
-        }]});
-        let answer = self.post(key).json(&body).send().await?;
+        let answer = self.post(key).json(&question.as_json()).send().await?;
         let answer: HttpAnswer = answer.error_for_status()?.json().await?;
         let scores = answer
             .outputs
