@@ -5,8 +5,9 @@
 //! for each candidate, with the digits model on the built-in engine as stable: it computes for
 //! some microseconds, so that nothing hides behind the model. Clients send at a rate that
 //! leaves cores free (`load`); what is compared is the latency of answers that stable gives by
-//! right, which a canary's failures and time-outs are no part of. Calm spells and trials take turns, in changing
-//! order, so that both see the same machine.
+//! right, which a canary's failures and time-outs are no part of. Calm spells and trials take
+//! turns, in changing order, so that both see the same machine. The first line, without any
+//! candidate, says how far that goes: no ratio can be told from 1 that lies within its quartiles.
 //!
 //! Clients share the machine with the agent. What the candidate's threads take from the clients
 //! themselves is part of the ratio; on machines of their own they would not notice.
