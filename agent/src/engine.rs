@@ -12,6 +12,7 @@
 //! routes or leases.
 
 pub mod check;
+pub mod cost;
 pub mod engines;
 pub mod external;
 mod graph;

@@ -23,6 +23,7 @@ use rollcall_shared::version::Version;
 
 use crate::batch::Batcher;
 use crate::cache::{BlobError, Cache, CacheError};
+use crate::engine::cost::Cost;
 use crate::engine::{Engine, EngineError, InferError, LoadFiles, LoadedModel};
 use crate::progress::Phase;
 use crate::resources::host::memory_available;
@@ -43,6 +44,8 @@ pub struct PreparedModel {
     pub manifest: Manifest,
     /// Answers.
     pub loaded: Arc<dyn LoadedModel>,
+    /// What that costs.
+    pub cost: Arc<Cost>,
     /// How assignments name it. Its digest is what the agent reports to serve.
     pub version: VersionRef,
     /// Bytes of its files.
@@ -159,6 +162,8 @@ pub fn prepare(
     let cases = smoke.map(|smoke| smoke.cases).unwrap_or_default();
     let batch = smoke::stack(&cases, &manifest.signature);
     warm_up(loaded.as_ref(), &manifest, &cases, batch.as_ref());
+    // From here on: the first runs of an engine cost what no later one does.
+    let (loaded, cost) = Cost::of(loaded);
     for case in &cases {
         case.check(loaded.as_ref(), &manifest.signature)?;
     }
@@ -171,6 +176,7 @@ pub fn prepare(
     Ok(PreparedModel {
         manifest,
         loaded,
+        cost,
         version,
         bytes,
         batcher: None,

@@ -131,6 +131,74 @@ async fn requests_that_wait_for_a_version_run_together() {
     assert_eq!(*model.runs.lock().unwrap(), [1, 2]);
 }
 
+/// An engine that computes for so long, and says which thread it ran on.
+struct Computing {
+    lasting: Duration,
+    ran_on: Mutex<Vec<String>>,
+}
+
+impl Computing {
+    fn new(lasting: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            lasting,
+            ran_on: Mutex::default(),
+        })
+    }
+}
+
+impl LoadedModel for Computing {
+    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+        let began = thread_cpu();
+        while thread_cpu() - began < self.lasting {}
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default().to_owned();
+        self.ran_on.lock().unwrap().push(name);
+        Ok(vec![
+            Tensor {
+                name: "label".to_owned(),
+                shape: vec![1],
+                data: TensorData::Int64(vec![7]),
+            },
+            Tensor {
+                name: "probabilities".to_owned(),
+                shape: vec![1, 10],
+                data: TensorData::Fp32(vec![0.1; 10]),
+            },
+        ])
+    }
+}
+
+fn thread_cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    now.try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_candidate_that_costs_out_of_proportion_leaves_the_cores_to_stable() {
+    let bench = Bench::start(Serving::default()).await;
+    let stable = Computing::new(Duration::from_micros(10));
+    let candidate = Computing::new(Duration::from_millis(5));
+    let first = bench.install("1.0.0", b"stable", stable.clone());
+    let second = bench.install("2.0.0", b"candidate", candidate.clone());
+    let all = Canary(Share::ALL);
+    for (generation, candidate) in [(1, None), (2, Some((second, all)))] {
+        bench.route(generation, Some(first), candidate);
+        for _ in 0..3 {
+            assert_eq!(bench.infer("k", &rows()[0]).await.status, 200);
+        }
+    }
+    let on = |model: &Computing, name: &str| {
+        let ran_on = model.ran_on.lock().unwrap();
+        ran_on
+            .iter()
+            .map(|on| on.starts_with(name))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(on(&stable, "stable-"), [true; 3]);
+    assert_eq!(on(&candidate, "candidate-"), [true, false, false]);
+    assert_eq!(on(&candidate, "costly-"), [false, true, true]);
+}
+
 #[tokio::test]
 async fn a_run_that_hangs_does_not_keep_stables_only_thread() {
     let settings = Serving {

@@ -124,6 +124,8 @@ pub struct Inference {
     routes: Arc<Routes>,
     stable: Executor,
     candidate: Executor,
+    /// For candidates that cost out of proportion ([`crate::engine::cost`]).
+    costly: Executor,
     shadow: Shadow,
     stable_timeout: Duration,
     candidate_timeout: Duration,
@@ -173,6 +175,12 @@ impl Inference {
                 settings.candidate_queue,
                 Priority::Normal,
             )?,
+            costly: executor(
+                "costly",
+                candidate_threads,
+                settings.candidate_queue,
+                Priority::Low,
+            )?,
             shadow: Shadow::new(
                 shadow,
                 Arc::clone(&routes),
@@ -197,7 +205,7 @@ impl Inference {
     pub fn waiting(&self) -> [usize; 3] {
         [
             self.stable.waiting(),
-            self.candidate.waiting(),
+            self.candidate.waiting() + self.costly.waiting(),
             self.shadow.waiting(),
         ]
     }
@@ -210,6 +218,7 @@ impl Inference {
             ticks.tick().await;
             self.stable.abandon_overdue(self.stable_timeout);
             self.candidate.abandon_overdue(self.candidate_timeout);
+            self.costly.abandon_overdue(self.candidate_timeout);
             self.shadow.abandon_overdue();
         }
     }

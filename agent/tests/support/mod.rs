@@ -15,6 +15,7 @@ use reqwest::header::HeaderMap;
 use rollcall_agent::batch::Batcher;
 use rollcall_agent::config::{Batching, Serving};
 use rollcall_agent::driver::RouteTable;
+use rollcall_agent::engine::cost::Cost;
 use rollcall_agent::engine::tract::Tract;
 use rollcall_agent::engine::{Engine, LoadFiles, LoadedModel};
 use rollcall_agent::metrics::Metrics;
@@ -248,9 +249,11 @@ impl Bench {
             digest: Digest::of(bytes),
         };
         let bytes = manifest.bytes();
+        let (loaded, cost) = Cost::of(loaded);
         self.models.insert(
             digits(),
             PreparedModel {
+                cost,
                 takes_batches: batcher.is_some(),
                 batcher,
                 manifest,

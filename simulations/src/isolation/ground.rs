@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rollcall_agent::config::Serving;
 use rollcall_agent::driver::RouteTable as _;
+use rollcall_agent::engine::cost::Cost;
 use rollcall_agent::engine::tract::Tract;
 use rollcall_agent::engine::{Engine as _, LoadFiles, LoadedModel};
 use rollcall_agent::metrics::Metrics;
@@ -198,9 +199,11 @@ impl Ground {
     }
 
     fn install(&self, version: VersionRef, loaded: Arc<dyn LoadedModel>) {
+        let (loaded, cost) = Cost::of(loaded);
         let prepared = PreparedModel {
             manifest: self.manifest(version),
             loaded,
+            cost,
             version,
             bytes: 0,
             takes_batches: false,

@@ -105,7 +105,7 @@ impl Inference {
             let ran = match own {
                 Ok(own) => {
                     let ran = self
-                        .run_candidate(&request.model, arm, Arc::clone(&own))
+                        .run_candidate(&request.model, arm, stable, Arc::clone(&own))
                         .await;
                     if let Ok(outputs) = &ran {
                         self.credit(arm, &own, outputs, began, origin);
@@ -189,12 +189,23 @@ impl Inference {
     }
 
     /// Whatever began before a withdrawal or a lease's end does not answer after it.
-    async fn run_candidate(&self, model: &ModelName, arm: &Arm, inputs: Arc<Vec<Tensor>>) -> Ran {
+    async fn run_candidate(
+        &self,
+        model: &ModelName,
+        arm: &Arm,
+        stable: Option<&Arm>,
+        inputs: Arc<Vec<Tensor>>,
+    ) -> Ran {
         let version = arm.prepared.version;
         let (routes, clock) = (Arc::clone(&self.routes), self.clock);
         let name = model.clone();
         let may_run = move || routes.has_candidate(&name, version, clock.now());
-        let running = run_in_turn(&self.candidate, arm, inputs, may_run);
+        let cost = &arm.prepared.cost;
+        let executor = match stable {
+            Some(stable) if cost.is_out_of_proportion_to(&stable.prepared.cost) => &self.costly,
+            Some(_) | None => &self.candidate,
+        };
+        let running = run_in_turn(executor, arm, inputs, may_run);
         let ran = tokio::time::timeout(self.candidate_timeout, running).await;
         if !self.routes.has_candidate(model, version, self.clock.now()) {
             return Err(RunError::Gone);
