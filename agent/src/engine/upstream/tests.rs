@@ -477,6 +477,9 @@ async fn a_real_mlserver_answers_as_the_versions_makers_recorded() {
     };
     let (one, two) = (load("digits", "1.0.0", 10), load("digits", "2.0.0", 10));
     let (one, two) = (one.unwrap(), two.unwrap());
+    let names = || site.repository.leftovers().unwrap();
+    let name = names().into_iter().find(|name| name.contains("1.0.0"));
+    let name = name.unwrap();
     let signature = fixture::signature(64, 10);
     for (model, version) in [(&one, "1.0.0"), (&two, "2.0.0")] {
         for case in smoke(version) {
@@ -501,12 +504,10 @@ async fn a_real_mlserver_answers_as_the_versions_makers_recorded() {
     };
     assert!(matches!(error, EngineError::Refused { .. }), "{error}");
     // The server loses a version, as in a restart, and gets it back.
-    let names = || site.repository.leftovers().unwrap();
-    let name = names().into_iter().find(|name| name.contains("1.0.0"));
-    let unload = site
-        .server
-        .unload(name.as_ref().unwrap(), settings.load_timeout);
-    unload.await.unwrap();
+    site.server
+        .unload(&name, settings.load_timeout)
+        .await
+        .unwrap();
     let case = &smoke("1.0.0")[0];
     let error = block_in_place(|| one.infer(&case.tensors())).unwrap_err();
     assert!(error.is_the_nodes(), "{error:?}");
