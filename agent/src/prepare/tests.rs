@@ -100,6 +100,28 @@ fn every_bundle_is_prepared_and_answers() {
     }
 }
 
+/// Computes for a second.
+struct Busy;
+
+impl LoadedModel for Busy {
+    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
+        let cpu = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec;
+        let until = cpu() + 2;
+        while cpu() < until {}
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn what_a_version_costs_is_known_before_it_answers_anyone() {
+    let (disk, bundle) = (disk(), Bundle::real("digits", "1.0.0"));
+    let prepared = disk.prepare(&bundle).unwrap();
+    let (busy, cost) = Cost::of(Arc::new(Busy));
+    busy.infer(&[]).unwrap();
+    // To what is not known nothing is out of proportion.
+    assert!(cost.is_out_of_proportion_to(&prepared.cost));
+}
+
 #[test]
 fn each_phase_is_told_as_it_begins() {
     let (disk, bundle) = (disk(), Bundle::real("digits", "1.0.0"));
