@@ -200,6 +200,35 @@ async fn a_candidate_that_costs_out_of_proportion_leaves_the_cores_to_stable() {
 }
 
 #[tokio::test]
+async fn a_request_whose_client_leaves_is_counted_all_the_same() {
+    let bench = Bench::start(Serving::default()).await;
+    let model = Arc::new(Counting {
+        gate: Hanging::default(),
+        runs: Mutex::default(),
+    });
+    bench.route(
+        1,
+        Some(bench.install("1.0.0", b"counting", model.clone())),
+        None,
+    );
+    let address = bench.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let body = body(&rows()[0]).to_string();
+    let head = format!(
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    eventually("it runs", || model.runs.lock().unwrap().len() == 1).await;
+    // Our end, and then the agent's: nobody waits for the answer any more.
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut [0; 512]).await.unwrap(), 0);
+    model.gate.release();
+    eventually("it is counted", || bench.counts(Role::Stable).requests == 1).await;
+}
+
+#[tokio::test]
 async fn a_run_that_hangs_does_not_keep_stables_only_thread() {
     let settings = Serving {
         stable_threads: 1,
