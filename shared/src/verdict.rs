@@ -107,7 +107,8 @@ pub struct Test {
     /// From where on the rule is broken: `ln` of 1 over the part of alpha that the rule has.
     pub log_e_needed: f64,
     /// What is left of the evidence without the group of nodes that says most. `None`: not
-    /// asked, as there is too little evidence to begin with, or only one node.
+    /// asked, as there is too little evidence to begin with, only one node, or no verdict that
+    /// could rest on it (a shadow's latency).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_e_without_worst: Option<f64>,
 }

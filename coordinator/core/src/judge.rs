@@ -265,9 +265,9 @@ impl<'a> Bench<'a> {
             }),
         };
         let threshold = rule.threshold(policy, stable.and_then(|s| s.value));
-        let (test, worst) = self.test(index, rule);
         // A shadow runs at low priority: what it takes says as much of the host as of the version.
         let is_fair = !self.watch.shadow || !is_latency(rule.metric);
+        let (test, worst) = self.test(index, rule, is_fair);
         let proven = is_fair && test.log_e >= test.log_e_needed;
         let left_below = |e: f64| {
             let left = test.log_e_without_worst;
@@ -310,12 +310,13 @@ impl<'a> Bench<'a> {
         (finding, blamed)
     }
 
-    /// The evidence, and the group of nodes that says most if there is enough of it.
-    fn test(&self, index: usize, rule: &Rule) -> (Test, Option<usize>) {
+    /// The evidence, and the group of nodes that says most if there is enough of it and a verdict
+    /// may rest on it.
+    fn test(&self, index: usize, rule: &Rule, is_fair: bool) -> (Test, Option<usize>) {
         let part = rule.part(&self.watch.rules, self.segment.is_some());
         let log_e = self.line.battery.log_e(index);
         let log_e_needed = -(self.policy.alpha * part).ln();
-        let worst = (log_e >= log_e_needed)
+        let worst = (is_fair && log_e >= log_e_needed)
             .then(|| {
                 self.line
                     .without_worst(self.policy, &self.watch.rules, index)

@@ -51,6 +51,12 @@ impl Battery {
         Self(rules.iter().map(|rule| Test::of(policy, rule)).collect())
     }
 
+    /// The test of rule number `rule` alone: what it says is what it says among the others.
+    pub(super) fn only(policy: &Policy, rules: &[Rule], rule: usize) -> Self {
+        let rule = rules.get(rule).map(|rule| Test::of(policy, rule));
+        Self(rule.into_iter().collect())
+    }
+
     /// Takes in one interval.
     pub fn see(&mut self, pair: &Pair) {
         for test in &mut self.0 {

@@ -107,11 +107,11 @@ impl Line {
             return None;
         }
         let without = |group| {
-            let mut battery = Battery::new(policy, rules);
+            let mut test = Battery::only(policy, rules, rule);
             for interval in self.history.intervals() {
-                battery.see(&interval.pair(Some(group)));
+                test.see(&interval.pair(Some(group)));
             }
-            (battery.log_e(rule), group)
+            (test.log_e(0), group)
         };
         groups
             .into_iter()
