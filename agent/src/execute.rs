@@ -20,13 +20,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use preempt_rt::sched::{self, Scheduler, SchedulerParams, set_scheduler};
 use rollcall_shared::time::Timestamp;
 use rollcall_transport::clock::Clock;
 use rustix::thread::Pid;
 use tokio::sync::oneshot;
 
-/// The niceness of threads whose work can wait: shadow copies, loading, abandoned runs. They get
-/// what others leave.
+/// The niceness of threads whose work can wait.
 const LOW_NICE: i32 = 19;
 
 /// How a thread stands against the others.
@@ -34,8 +34,13 @@ const LOW_NICE: i32 = 19;
 pub enum Priority {
     /// As the process.
     Normal,
-    /// Behind everything that answers clients.
+    /// Behind everything that answers clients, and yet sure to come to an end on a busy host:
+    /// the lowest niceness.
     Low,
+    /// What others leave: `SCHED_IDLE` (sched(7)). Whoever wakes up takes the core from it at
+    /// once, where even the lowest niceness keeps it until its time slice of some milliseconds
+    /// is over; that was what stable's slowest answers waited for.
+    Idle,
 }
 
 /// What one executor may use.
@@ -227,9 +232,7 @@ impl Shared {
         thread::Builder::new()
             .name(format!("{}-{number}", self.bounds.name))
             .spawn(move || {
-                if shared.bounds.priority == Priority::Low {
-                    lower_priority(None);
-                }
+                shared.bounds.priority.take();
                 shared.run(number);
             })?;
         Ok(())
@@ -277,7 +280,30 @@ impl Shared {
     }
 }
 
-/// Of the calling thread, or of another: on Linux threads have priorities of their own.
+impl Priority {
+    /// For the calling thread: on Linux threads have priorities of their own.
+    fn take(self) {
+        match self {
+            Self::Normal => {}
+            Self::Low => lower_priority(None),
+            Self::Idle => {
+                // Where the policy is refused, the niceness is what is left.
+                lower_priority(None);
+                let priority = SchedulerParams { priority: 0 };
+                let idle = set_scheduler(
+                    sched::Pid::current_thread(),
+                    Scheduler::SCHED_IDLE,
+                    priority,
+                );
+                if let Err(error) = idle {
+                    tracing::info!(%error, "a thread that takes what others leave has a low priority only");
+                }
+            }
+        }
+    }
+}
+
+/// Of the calling thread, or of another.
 fn lower_priority(thread: Option<Pid>) {
     if let Err(error) = rustix::process::setpriority_process(thread, LOW_NICE) {
         tracing::info!(%error, "a thread whose work can wait runs at normal priority");

@@ -159,7 +159,7 @@ impl Inference {
             "shadow",
             settings.shadow_threads,
             settings.shadow_queue,
-            Priority::Low,
+            Priority::Idle,
         )?;
         Ok(Self {
             clock,
@@ -179,7 +179,7 @@ impl Inference {
                 "costly",
                 candidate_threads,
                 settings.candidate_queue,
-                Priority::Low,
+                Priority::Idle,
             )?,
             shadow: Shadow::new(
                 shadow,
