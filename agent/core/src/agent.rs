@@ -30,7 +30,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rollcall_shared::assignment::{Assignment, Snapshot, VersionRef};
+use rollcall_shared::assignment::{Assignment, VersionRef};
 use rollcall_shared::ids::{Generation, ModelName, RolloutId};
 use rollcall_shared::limits::{HEARTBEAT_EVERY, HEARTBEATS_PER_LEASE, MODELS_PER_NODE_MAX};
 use rollcall_shared::report::Readiness;
@@ -160,15 +160,20 @@ impl Agent {
     ///
     /// # Panics
     /// When `now` is before the `now` of an earlier call, or an invariant is broken.
-    pub fn handle(&mut self, input: Input, now: Timestamp) -> Vec<Effect> {
+    pub fn handle(&mut self, mut input: Input, now: Timestamp) -> Vec<Effect> {
         self.advance(now);
-        let route = match &input {
-            Input::Withdraw(withdrawal) => self.fence(withdrawal.clone(), now),
+        let fenced = match &mut input {
+            Input::Withdraw(withdrawal) => {
+                self.fence(withdrawal.clone(), now).into_iter().collect()
+            }
+            Input::Welcome(Welcome { snapshot, .. }) | Input::Sync(snapshot) => {
+                self.fence_all(std::mem::take(&mut snapshot.withdrawals), now)
+            }
             // Not even what time alone would bring about: that has its own input.
             Input::Rehearse(rehearsal) => return self.on_rehearse(rehearsal, now),
-            _ => None,
+            _ => Vec::new(),
         };
-        let mut effects: Vec<_> = route.into_iter().map(Effect::Swap).collect();
+        let mut effects: Vec<_> = fenced.into_iter().map(Effect::Swap).collect();
         effects.extend(self.persist_if_unsaved());
         let mut owed = self.take_owed();
         if input == Input::Connected {
@@ -188,7 +193,7 @@ impl Agent {
                 Vec::new()
             }
             Input::Welcome(welcome) => {
-                effects.extend(self.on_welcome(welcome, now));
+                self.on_welcome(welcome, now);
                 Vec::new()
             }
             Input::Assign(assignment) => {
@@ -196,7 +201,6 @@ impl Agent {
                 self.on_assign(assignment).into_iter().collect()
             }
             Input::Sync(snapshot) => {
-                effects.extend(self.fence_all(snapshot.withdrawals, now));
                 effects.extend(self.reroute_and_say(now));
                 let assignments = snapshot.assignments.into_iter();
                 assignments.filter_map(|a| self.on_assign(a)).collect()
@@ -278,12 +282,8 @@ impl Agent {
     }
 
     /// Grants leases from the sending of our `Hello`, once.
-    fn on_welcome(&mut self, welcome: Welcome, now: Timestamp) -> Vec<Effect> {
-        let Snapshot {
-            assignments,
-            withdrawals,
-        } = welcome.snapshot;
-        let effects = self.fence_all(withdrawals, now);
+    fn on_welcome(&mut self, welcome: Welcome, now: Timestamp) {
+        let assignments = welcome.snapshot.assignments;
         let named: Vec<_> = assignments
             .iter()
             .map(|a| (a.model.clone(), a.generation))
@@ -303,7 +303,6 @@ impl Agent {
                 heartbeat_at: now,
             };
         }
-        effects
     }
 
     /// Takes an assignment that is newer than what we hold. For one that we already

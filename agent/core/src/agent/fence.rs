@@ -15,7 +15,6 @@ use rollcall_shared::wire::FromAgent;
 
 use super::Agent;
 use super::carry_out::Rerouted;
-use crate::effect::Effect;
 use crate::reconcile;
 use crate::route::Route;
 
@@ -25,6 +24,28 @@ pub(super) struct Owed {
     /// Of these models.
     receipts: Vec<ModelName>,
     events: Vec<AgentEvent>,
+}
+
+impl Owed {
+    fn receipt(&mut self, model: ModelName) {
+        if !self.receipts.contains(&model) {
+            self.receipts.push(model);
+        }
+    }
+
+    /// Notes what is to be said of a route, and gives the route.
+    fn words_of(&mut self, rerouted: Rerouted) -> Route {
+        let Rerouted {
+            route,
+            is_receipt_due,
+            event,
+        } = rerouted;
+        if is_receipt_due {
+            self.receipt(route.model.clone());
+        }
+        self.events.extend(event);
+        route
+    }
 }
 
 impl Agent {
@@ -42,14 +63,27 @@ impl Agent {
         let is_repeated = self.durable.withdrawals.contains(&withdrawal);
         self.on_withdrawal(withdrawal);
         let rerouted = self.reroute_model(&name, now);
-        let is_due = rerouted.as_ref().is_some_and(|r| r.is_receipt_due);
-        let asked_again = is_repeated && self.has_reached(&name, generation);
-        if (is_due || asked_again) && !self.owed.receipts.contains(&name) {
-            self.owed.receipts.push(name);
+        if is_repeated && self.has_reached(&name, generation) {
+            self.owed.receipt(name);
         }
-        let Rerouted { route, event, .. } = rerouted?;
-        self.owed.events.extend(event);
-        Some(route)
+        rerouted.map(|rerouted| self.owed.words_of(rerouted))
+    }
+
+    /// The same for withdrawals that come with other news: the routes to put in place.
+    pub(super) fn fence_all(&mut self, withdrawals: Vec<Withdrawal>, now: Timestamp) -> Vec<Route> {
+        for withdrawal in withdrawals {
+            self.on_withdrawal(withdrawal);
+        }
+        if !self.unsaved {
+            return Vec::new();
+        }
+        let names: Vec<ModelName> = self.models.keys().cloned().collect();
+        let mut routes = Vec::new();
+        for name in &names {
+            let rerouted = self.reroute_model(name, now);
+            routes.extend(rerouted.map(|rerouted| self.owed.words_of(rerouted)));
+        }
+        routes
     }
 
     /// Whether we carried a withdrawal out. Asked again, the coordinator has lost our
@@ -69,25 +103,6 @@ impl Agent {
         receipts
             .chain(events.into_iter().map(FromAgent::Event))
             .collect()
-    }
-
-    /// The whole road at once, for withdrawals that come with other news.
-    pub(super) fn fence_all(
-        &mut self,
-        withdrawals: Vec<Withdrawal>,
-        now: Timestamp,
-    ) -> Vec<Effect> {
-        for withdrawal in withdrawals {
-            self.on_withdrawal(withdrawal);
-        }
-        if !self.unsaved {
-            return Vec::new();
-        }
-        let (routes, words) = self.reroute(now);
-        let mut effects: Vec<_> = routes.into_iter().map(Effect::Swap).collect();
-        effects.extend(self.persist_if_unsaved());
-        effects.extend(words.into_iter().map(Effect::Send));
-        effects
     }
 
     /// Remembers a withdrawal, whatever its generation. There is no bound here: forgetting

@@ -6,7 +6,7 @@ use super::fixtures::*;
 use super::*;
 use crate::effect::Effect::{Persist, Pin, Prepare, Send, Swap, Unload};
 use crate::route::{CandidateRoute, CandidateUsage};
-use rollcall_shared::assignment::Withdrawal;
+use rollcall_shared::assignment::{Snapshot, Withdrawal};
 use rollcall_shared::assignment::{CandidateAssignment, CandidateMode, Share};
 use rollcall_shared::hashing::CohortHasher;
 use rollcall_shared::ids::RolloutId;

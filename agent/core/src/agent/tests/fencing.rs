@@ -89,3 +89,37 @@ fn a_withdrawal_that_is_none_of_our_business_leaves_nothing() {
     assert_eq!(fence(&mut agent, &elsewhere, 2), None);
     assert_eq!(agent.handle(Input::TimePassed, at(2)), []);
 }
+
+#[test]
+fn withdrawals_that_come_with_other_news_do_not_wait_for_the_disk_either() {
+    let elsewhere = Withdrawal {
+        model: ModelName::new("wine").unwrap(),
+        ..withdrawal(5, 9, 7, None)
+    };
+    let gone = withdrawal(3, 1, 2, 1);
+    let news = Snapshot {
+        assignments: vec![],
+        withdrawals: vec![gone.clone()],
+    };
+    let welcome = match welcome(&[]) {
+        Input::Welcome(welcome) => Input::Welcome(Welcome {
+            snapshot: news.clone(),
+            ..welcome
+        }),
+        other => other,
+    };
+    for news in [Input::Sync(news), welcome] {
+        let mut agent = with_canary();
+        // On its way to the disk when the news come.
+        let _ = agent.fence(elsewhere.clone(), at(2));
+        let effects = agent.handle(news, at(2));
+        assert_eq!(effects[0], Swap(route(3, 1)));
+        let Persist(state) = &effects[1] else {
+            panic!("{effects:?}");
+        };
+        for known in [&gone, &elsewhere] {
+            assert!(state.withdrawals.contains(known));
+        }
+        assert!(effects.contains(&Send(receipt(3, &[(Role::Stable, 1)]))));
+    }
+}
