@@ -23,7 +23,7 @@ mod load;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -90,11 +90,7 @@ pub struct Trial {
 /// # Errors
 /// When an agent does not start, or ends too early.
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    // One thread for all clients: the cores are for the agent.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let figures = runtime.block_on(run(arguments, &Programs::here()?))?;
+    let figures = run(arguments, &Programs::here()?)?;
     match arguments.output {
         Output::Json => println!("{}", serde_json::to_string(&figures)?),
         Output::Table => print!("{figures}"),
@@ -106,11 +102,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-async fn run(arguments: &Arguments, programs: &Programs) -> Result<Figures> {
+fn run(arguments: &Arguments, programs: &Programs) -> Result<Figures> {
     let rows = Rows::read(&bundle().join("validation.json"))?;
     let mut findings = Vec::new();
     for trial in arguments.trials() {
-        findings.push(find(arguments, programs, &rows, trial).await?);
+        findings.push(find(arguments, programs, &rows, trial)?);
     }
     Ok(Figures {
         rounds: arguments.rounds,
@@ -154,24 +150,24 @@ pub(crate) fn bundle() -> PathBuf {
 }
 
 /// Trials and calm spells in turn, on an agent of their own.
-async fn find(
+fn find(
     arguments: &Arguments,
     programs: &Programs,
     rows: &Rows,
     trial: Option<Trial>,
 ) -> Result<Finding> {
     let mut agent = Agent::start(programs, rows, arguments, trial)?;
-    agent.spell(Order::Calm, WARM_UP).await?;
+    agent.spell(Order::Calm, WARM_UP)?;
     let mut rounds = Vec::new();
     for round in 0..arguments.rounds {
         let lasting = arguments.lasting();
         rounds.push(if round % 2 == 0 {
-            let calm = agent.spell(Order::Calm, lasting).await?;
-            let tried = agent.spell(Order::Try, lasting).await?;
+            let calm = agent.spell(Order::Calm, lasting)?;
+            let tried = agent.spell(Order::Try, lasting)?;
             Round { calm, tried }
         } else {
-            let tried = agent.spell(Order::Try, lasting).await?;
-            let calm = agent.spell(Order::Calm, lasting).await?;
+            let tried = agent.spell(Order::Try, lasting)?;
+            let calm = agent.spell(Order::Calm, lasting)?;
             Round { calm, tried }
         });
     }
@@ -233,7 +229,7 @@ impl Agent {
             process,
             orders: orders.context("no pipe")?,
             told,
-            clients: Clients::new(address.trim(), rows, arguments.rate),
+            clients: Clients::new(address.trim(), rows, arguments.rate)?,
             answers: Answers::default(),
             log,
         })
@@ -248,11 +244,11 @@ impl Agent {
     }
 
     /// Stable's answers for so long, in calm or under trial.
-    async fn spell(&mut self, order: Order, lasting: Duration) -> Result<Spread> {
+    fn spell(&mut self, order: Order, lasting: Duration) -> Result<Spread> {
         self.order(order)?;
         let pid = self.process.pid();
-        let (began, cpu_before) = (tokio::time::Instant::now(), process::cpu(pid)?);
-        let seen = self.clients.send(lasting).await?;
+        let (began, cpu_before) = (Instant::now(), process::cpu(pid)?);
+        let seen = self.clients.send(lasting)?;
         let cpu = process::cpu(pid)?.saturating_sub(cpu_before);
         self.answers.add(&seen.answers);
         let cpu_share = cpu.as_secs_f64() / began.elapsed().as_secs_f64();

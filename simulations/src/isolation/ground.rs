@@ -62,8 +62,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Longer than any run.
 const LEASE: Duration = Duration::from_secs(24 * 3_600);
-/// Whom the canary answers.
-const CANARY_PERCENT: f64 = 10.0;
+/// Whom the canary answers: so many of its clients, in every trial the same.
+pub(super) const CANARY_PERCENT: f64 = 10.0;
 
 /// What this process is told, a line each. It answers each with what it counted so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,7 +233,7 @@ impl Ground {
             version: self.candidate,
             usage,
             lease_until: self.clock.now() + LEASE,
-            hasher: CohortHasher::new(&self.model, rollout),
+            hasher: users(&self.model),
         });
         self.routes.swap(Route {
             model: self.model.clone(),
@@ -322,6 +322,11 @@ fn version(number: &str) -> Result<VersionRef> {
         version: number.parse()?,
         digest: Digest::of(number.as_bytes()),
     })
+}
+
+/// What draws the users of canaries; the same whatever the trial.
+pub(super) fn users(model: &ModelName) -> CohortHasher {
+    CohortHasher::new(model, RolloutId(0))
 }
 
 /// The digits model on the engine that is built in.

@@ -1,5 +1,9 @@
 //! Clients at a steady rate, who do not wait for each other.
 //!
+//! Those whom a canary answers have a thread and connections of their own: what its answers
+//! cost *them*, a body of a megabyte to read say, is theirs, and no delay of stable's answers
+//! to others.
+//!
 //! A request is sent when it is due, whatever became of those before it, on a keep-alive
 //! connection that is free or on a new one; and its latency counts from the moment at which
 //! it was due. So an answer that comes late neither delays the next request nor hides what it
@@ -9,19 +13,24 @@
 //! Due by a timer of the kernel's, because tokio's ticks once a millisecond.
 
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
+use rollcall_shared::assignment::Share;
+use rollcall_shared::ids::ModelName;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
 use serde::Serialize;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::{self, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::ground::{CANARY_PERCENT, users};
 use crate::fleet::MODEL;
 use crate::traffic::{Rows, http_client};
 
@@ -88,28 +97,84 @@ impl Answers {
 
 /// The clients of one agent.
 pub(super) struct Clients {
+    of_stable: Crowd,
+    of_canaries: Crowd,
+}
+
+impl Clients {
+    /// All of them ask so often a second.
+    pub(super) fn new(agent: &str, rows: &Rows, rate: u32) -> Result<Self> {
+        let model = ModelName::new(MODEL)?;
+        let (hasher, share) = (users(&model), Share::from_percent(CANARY_PERCENT)?);
+        let bodies = (0..rows.len()).map(|row| rows.request(row).to_string().into());
+        let bodies: Vec<Bytes> = bodies.collect();
+        let crowd = |on_trial, percent: f64| {
+            let hasher = hasher.clone();
+            let is_one = move |key: &str| share.holds(hasher.bucket(key.as_bytes())) == on_trial;
+            anyhow::Ok(Crowd {
+                runtime: runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?,
+                requests: Requests {
+                    http: http_client(),
+                    url: format!("http://{agent}/v2/models/{MODEL}/infer"),
+                    bodies: bodies.clone(),
+                    period: Duration::from_secs_f64(100.0 / percent / f64::from(rate)),
+                    is_one: Box::new(is_one),
+                    sent: 0,
+                    keys: 0,
+                },
+            })
+        };
+        Ok(Self {
+            of_stable: crowd(false, 100.0 - CANARY_PERCENT)?,
+            of_canaries: crowd(true, CANARY_PERCENT)?,
+        })
+    }
+
+    /// Sends for as long, and waits for all answers.
+    pub(super) fn send(&mut self, lasting: Duration) -> Result<Seen> {
+        let Self {
+            of_stable,
+            of_canaries,
+        } = self;
+        thread::scope(|scope| {
+            let others = scope.spawn(|| of_canaries.send(lasting));
+            let mut seen = of_stable.send(lasting)?;
+            let others = others.join().map_err(|_| anyhow!("a client panicked"))??;
+            // Not their latencies: in calm it is stable that answers them, in a trial not.
+            seen.answers.add(&others.answers);
+            Ok(seen)
+        })
+    }
+}
+
+/// Clients with a thread of their own.
+struct Crowd {
+    runtime: Runtime,
+    requests: Requests,
+}
+
+impl Crowd {
+    fn send(&mut self, lasting: Duration) -> Result<Seen> {
+        self.runtime.block_on(self.requests.send(lasting))
+    }
+}
+
+/// What a crowd asks.
+struct Requests {
     http: reqwest::Client,
     url: String,
     bodies: Vec<Bytes>,
     period: Duration,
-    sent: u64,
+    /// Whether a key is one of the crowd's.
+    is_one: Box<dyn Fn(&str) -> bool + Send>,
+    sent: usize,
+    keys: u64,
 }
 
-impl Clients {
-    pub(super) fn new(agent: &str, rows: &Rows, rate: u32) -> Self {
-        Self {
-            http: http_client(),
-            url: format!("http://{agent}/v2/models/{MODEL}/infer"),
-            bodies: (0..rows.len())
-                .map(|row| rows.request(row).to_string().into())
-                .collect(),
-            period: Duration::from_secs(1) / rate,
-            sent: 0,
-        }
-    }
-
-    /// Sends for as long, and waits for all answers.
-    pub(super) async fn send(&mut self, lasting: Duration) -> Result<Seen> {
+impl Requests {
+    async fn send(&mut self, lasting: Duration) -> Result<Seen> {
         let (mut seen, mut asking) = (Seen::default(), JoinSet::new());
         let mut due = Instant::now();
         let (end, timer) = (due + lasting, Timer::start(self.period)?);
@@ -130,14 +195,20 @@ impl Clients {
     }
 
     fn next(&mut self) -> reqwest::RequestBuilder {
-        let number = self.sent;
+        let key = loop {
+            let key = format!("user-{}", self.keys);
+            self.keys += 1;
+            if (self.is_one)(&key) {
+                break key;
+            }
+        };
+        let body = self.bodies[self.sent % self.bodies.len()].clone();
         self.sent += 1;
-        let body = &self.bodies[usize::try_from(number).unwrap_or(0) % self.bodies.len()];
         self.http
             .post(&self.url)
             .timeout(PATIENCE)
-            .header("x-rollcall-key", format!("user-{number}"))
-            .body(body.clone())
+            .header("x-rollcall-key", key)
+            .body(body)
     }
 }
 

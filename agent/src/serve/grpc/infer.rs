@@ -66,10 +66,19 @@ pub(super) async fn infer(
         outputs: asked.outputs.clone(),
     };
     let answer = app.inference.infer(request).await?;
-    let message = response(model, &id, &asked.outputs, &answer)?;
-    let mut response = reply(&message)?;
-    headers::tell(response.headers_mut(), &id, &answer);
-    Ok(response)
+    let outputs = answer.outputs.iter();
+    let size: usize = outputs.map(|output| raw::byte_len(&output.data)).sum();
+    let write = move || {
+        let mut response = reply(&message(model, &id, &asked.outputs, &answer)?)?;
+        headers::tell(response.headers_mut(), &id, &answer);
+        Ok(response)
+    };
+    if size <= INLINE_BYTES_MAX {
+        return write();
+    }
+    tokio::task::spawn_blocking(write)
+        .await
+        .unwrap_or_else(|_| Err(Status::internal("writing the answer broke off")))
 }
 
 async fn read(message: Bytes) -> Result<Asked, Status> {
@@ -81,7 +90,7 @@ async fn read(message: Bytes) -> Result<Asked, Status> {
         .unwrap_or_else(|_| Err(Status::internal("reading the request broke off")))
 }
 
-fn response(
+fn message(
     model: ModelName,
     id: &str,
     wanted: &[String],
@@ -96,7 +105,7 @@ fn response(
     };
     let mut raw_output_contents = Vec::with_capacity(outputs.len());
     for output in &outputs {
-        let mut buffer = Vec::new();
+        let mut buffer = Vec::with_capacity(raw::byte_len(&output.data));
         raw::write(&output.data, &mut buffer)
             .map_err(|error| Status::internal(format!("output {:?}: {error}", output.name)))?;
         raw_output_contents.push(buffer.into());
