@@ -16,7 +16,7 @@ use rollcall_agent_core::tensor::Tensor;
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::ModelName;
 use rollcall_shared::manifest::{
-    EngineKind, MODEL_FILE, Manifest, SMOKE_FILE, TensorSpec, VALIDATION_FILE,
+    EngineKind, MODEL_FILE, Manifest, SMOKE_FILE, VALIDATION_FILE,
 };
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
@@ -164,6 +164,10 @@ pub fn prepare(
     warm_up(loaded.as_ref(), &manifest, &cases, batch.as_ref());
     // From here on: the first runs of an engine cost what no later one does.
     let (loaded, cost) = Cost::of(loaded);
+    if cases.is_empty() {
+        // So that it is known before the first request; a failure was told by the warm-up.
+        let _ = loaded.infer(&zeros(&manifest, 1));
+    }
     for case in &cases {
         case.check(loaded.as_ref(), &manifest.signature)?;
     }
@@ -254,12 +258,10 @@ fn warm_up(
     cases: &[SmokeCase],
     batch: Option<&SmokeCase>,
 ) {
-    let zeros = |rows| {
-        let zeros = |spec: &TensorSpec| smoke::zeros(spec, rows);
-        manifest.signature.inputs.iter().filter_map(zeros).collect()
-    };
-    let single: Vec<Tensor> = cases.first().map_or_else(|| zeros(1), SmokeCase::tensors);
-    let batch: Vec<Tensor> = batch.map_or_else(|| zeros(2), SmokeCase::tensors);
+    let single = cases
+        .first()
+        .map_or_else(|| zeros(manifest, 1), SmokeCase::tensors);
+    let batch = batch.map_or_else(|| zeros(manifest, 2), SmokeCase::tensors);
     for inputs in [single, batch] {
         for _ in 0..WARM_UP_RUNS {
             if let Err(error) = loaded.infer(&inputs) {
@@ -269,6 +271,12 @@ fn warm_up(
             }
         }
     }
+}
+
+/// So many rows that any model of this signature takes.
+fn zeros(manifest: &Manifest, rows: usize) -> Vec<Tensor> {
+    let inputs = manifest.signature.inputs.iter();
+    inputs.filter_map(|spec| smoke::zeros(spec, rows)).collect()
 }
 
 /// All smoke cases in one request: rows must not change each other. A model that takes

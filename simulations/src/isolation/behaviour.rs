@@ -65,6 +65,13 @@ impl Behaviour {
     ];
 }
 
+impl Behaviour {
+    /// Whether a run of it ends with an answer, as the first one does, which loading makes.
+    pub(super) const fn answers(self) -> bool {
+        !matches!(self, Self::Hangs | Self::Fails | Self::Panics)
+    }
+}
+
 /// A door that is opened once, for all who wait before it.
 #[derive(Debug, Default)]
 pub(super) struct Gate {

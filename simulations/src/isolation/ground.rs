@@ -32,6 +32,7 @@ use rollcall_agent::serve::threads::{self, Listeners};
 use rollcall_agent::serve::{App, Ids};
 use rollcall_agent_core::input::Input;
 use rollcall_agent_core::route::{CandidateRoute, CandidateUsage, Route};
+use rollcall_agent_core::tensor::{Tensor, TensorData};
 use rollcall_shared::assignment::{Share, VersionRef};
 use rollcall_shared::digest::Digest;
 use rollcall_shared::hashing::CohortHasher;
@@ -193,13 +194,17 @@ impl Ground {
             behind_candidates: load()?,
             breaker_openings,
         };
-        ground.install(ground.stable, load()?);
+        ground.install(ground.stable, load()?, true)?;
         ground.swap(None);
         Ok((ground, address))
     }
 
-    fn install(&self, version: VersionRef, loaded: Arc<dyn LoadedModel>) {
+    /// `runs`: once, as loading does, so that its cost is known before the first request.
+    fn install(&self, version: VersionRef, loaded: Arc<dyn LoadedModel>, runs: bool) -> Result<()> {
         let (loaded, cost) = Cost::of(loaded);
+        if runs {
+            loaded.infer(&[zeros()])?;
+        }
         let prepared = PreparedModel {
             manifest: self.manifest(version),
             loaded,
@@ -210,6 +215,7 @@ impl Ground {
             batcher: None,
         };
         self.models.insert(self.model.clone(), prepared);
+        Ok(())
     }
 
     fn manifest(&self, version: VersionRef) -> Manifest {
@@ -258,7 +264,7 @@ impl Ground {
         ));
         let loaded: Arc<dyn LoadedModel> = loaded;
         self.under_way = Some((over, Arc::downgrade(&loaded)));
-        self.install(self.candidate, loaded);
+        self.install(self.candidate, loaded, behaviour.answers())?;
         self.swap(Some(usage.of_requests()?));
         Ok(())
     }
@@ -337,6 +343,15 @@ fn load() -> Result<Arc<dyn LoadedModel>> {
         others: Default::default(),
     };
     Ok(Tract::new().load(&files, &signature())?)
+}
+
+/// A row for it.
+fn zeros() -> Tensor {
+    Tensor {
+        name: "input".to_owned(),
+        shape: vec![1, 64],
+        data: TensorData::Fp32(vec![0.0; 64]),
+    }
 }
 
 fn signature() -> ModelSignature {
