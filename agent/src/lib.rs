@@ -46,6 +46,12 @@ use std::process::ExitCode;
 pub use run::{RunError, run};
 pub use serve::threads::Listeners;
 
+/// Keeps the pages that a model frees, and gives each thread pages of its own. The system's
+/// allocator hands a large tensor back with every run: the page faults and the map's lock that
+/// this costs are all threads', stable's too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the command line `rollcall-agent`; the first argument is the program's own name.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     cli::main_with(args)
