@@ -314,6 +314,8 @@ fn lower_priority(thread: Option<Pid>) {
 mod tests {
     use std::sync::mpsc::sync_channel;
 
+    use preempt_rt::sched::get_scheduler;
+
     use super::*;
 
     fn one_thread(queue: usize) -> Executor {
@@ -333,6 +335,24 @@ mod tests {
         let panicked = executor.run(|| -> u8 { panic!("on purpose") }).await;
         assert_eq!(panicked, Err(ExecuteError::Panicked));
         assert_eq!(executor.run(|| 8).await, Ok(8));
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_takes_what_others_leave_is_scheduled_so() {
+        let policy = async |priority| {
+            let bounds = ExecutorBounds {
+                name: "test",
+                threads: 1,
+                queue: 1,
+                priority,
+            };
+            let executor = Executor::start(bounds).unwrap();
+            let policy = || get_scheduler(sched::Pid::current_thread()).unwrap();
+            executor.run(policy).await.unwrap()
+        };
+        assert_eq!(policy(Priority::Idle).await, Scheduler::SCHED_IDLE);
+        assert_eq!(policy(Priority::Low).await, Scheduler::SCHED_NORMAL);
+        assert_eq!(policy(Priority::Normal).await, Scheduler::SCHED_NORMAL);
     }
 
     #[tokio::test]

@@ -15,9 +15,7 @@ use rollcall_agent_core::input::PrepareFailure;
 use rollcall_agent_core::tensor::Tensor;
 use rollcall_shared::assignment::VersionRef;
 use rollcall_shared::ids::ModelName;
-use rollcall_shared::manifest::{
-    EngineKind, MODEL_FILE, Manifest, SMOKE_FILE, VALIDATION_FILE,
-};
+use rollcall_shared::manifest::{EngineKind, MODEL_FILE, Manifest, SMOKE_FILE, VALIDATION_FILE};
 use rollcall_shared::time::Timestamp;
 use rollcall_shared::version::Version;
 

@@ -1,7 +1,7 @@
 //! Copies of requests, run on the candidate and compared with stable's answers.
 //!
 //! Off the request path in every way: the client has been answered, the threads
-//! are the shadow's own at low priority, and a full queue sheds the copy and
+//! are the shadow's own and get what others leave, and a full queue sheds the copy and
 //! counts it. A copy that waited is dropped when its candidate has gone by then:
 //! nothing runs a version after its withdrawal.
 

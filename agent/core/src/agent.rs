@@ -5,8 +5,8 @@
 //!
 //! - `carry_out` (everything but a withdrawal): durable first, then prepared,
 //!   then routed, then reported, and only then is memory freed.
-//! - [`Agent::fence`] (a withdrawal), before that: routed first, then durable, then
-//!   reported. The safe direction waits neither for a disk nor for its turn.
+//! - [`Agent::fence`] (a withdrawal, also one in a snapshot), before that: routed first,
+//!   then durable, then reported. The safe direction waits neither for a disk nor for its turn.
 //!
 //! Nothing is computed from the change that an input made. Each `handle` derives routes,
 //! pins and preparations from the whole state, so a lost, repeated or reordered message
