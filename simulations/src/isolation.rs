@@ -23,7 +23,7 @@ mod load;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -247,7 +247,7 @@ impl Agent {
     fn spell(&mut self, order: Order, lasting: Duration) -> Result<Spread> {
         self.order(order)?;
         let pid = self.process.pid();
-        let (began, cpu_before) = (Instant::now(), process::cpu(pid)?);
+        let (began, cpu_before) = (tokio::time::Instant::now(), process::cpu(pid)?);
         let seen = self.clients.send(lasting)?;
         let cpu = process::cpu(pid)?.saturating_sub(cpu_before);
         self.answers.add(&seen.answers);
