@@ -11,9 +11,11 @@ use crate::state::{
 };
 use crate::view::{HistoryEntry, Step};
 
-/// A withdrawal may have been broadcast and lost before it was durable: the generation
-/// after the last durable one may be in use. Two further is certainly free.
-const GENERATIONS_SKIPPED_AT_BOOT: u64 = 2;
+/// A withdrawal may have been broadcast and lost before it was durable. Its generation is not
+/// always the next one: what came before it in the same turn (a quarantine, a node barred, a
+/// stage) took one each and was lost with it. This is far more than a turn can take, and
+/// numbers do not run out.
+const GENERATIONS_SKIPPED_AT_BOOT: u64 = 1_024;
 
 impl State {
     #[expect(clippy::too_many_lines, reason = "a flat match, one arm an event")]
