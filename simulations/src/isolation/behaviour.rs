@@ -63,9 +63,7 @@ impl Behaviour {
         Self::Allocates,
         Self::HugeAnswers,
     ];
-}
 
-impl Behaviour {
     /// Whether a run of it ends with an answer, as the first one does, which loading makes.
     pub(super) const fn answers(self) -> bool {
         !matches!(self, Self::Hangs | Self::Fails | Self::Panics)
