@@ -43,7 +43,7 @@ use rollcall_shared::report::{Counts, Role};
 use rollcall_shared::time::Timestamp;
 use rollcall_transport::clock::Clock;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -293,6 +293,12 @@ impl Bench {
             request = request.header("x-rollcall-key", key);
         }
         read(request.send().await.unwrap()).await
+    }
+
+    /// For a client that writes its requests itself.
+    pub async fn connect(&self) -> TcpStream {
+        let address = self.url.trim_start_matches("http://");
+        TcpStream::connect(address).await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -1,8 +1,5 @@
 //! The Open Inference Protocol as clients write it, and as nobody should: binary tensors,
 //! compression, and a corpus of bodies that are wrong in one way each.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
-
-mod support;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -17,11 +14,12 @@ use rollcall_agent::serve::connections::Bounded;
 use rollcall_agent::serve::{http, router};
 use rollcall_shared::report::Role;
 use serde_json::{Value, json};
-use support::{Bench, body, rows};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+use crate::support::{Bench, body, rows};
 
 const INFER: &str = "/v2/models/digits/infer";
 const JSON_LENGTH: &str = "inference-header-content-length";

@@ -1,7 +1,4 @@
 //! What is counted of requests, and what labels and outcomes come to, over HTTP.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
-
-mod support;
 
 use std::collections::BTreeMap;
 
@@ -12,7 +9,8 @@ use rollcall_shared::limits::FEEDBACK_ITEMS_MAX;
 use rollcall_shared::manifest::{DriftFeature, Metadata};
 use rollcall_shared::report::{Role, Series};
 use serde_json::{Value, json};
-use support::{Bench, body, eventually, rows};
+
+use crate::support::{Bench, body, eventually, rows};
 
 const INFER: &str = "/v2/models/digits/infer";
 const FEEDBACK: &str = "/rollcall/v1/feedback";

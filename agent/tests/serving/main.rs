@@ -1,0 +1,13 @@
+//! Promises of the serving path, over HTTP, with routes set by hand.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod arms;
+mod counting;
+mod engines;
+mod pages;
+mod protocol;
+mod refusals;
+mod threads;
