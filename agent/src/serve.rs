@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod catalog;
+mod compression;
 pub mod connections;
 pub mod feedback;
 pub mod grpc;

@@ -61,6 +61,18 @@ def triton_sends_large_batches(client, fleet):
     assert numpy.array_equal(all_of_them, numpy.tile(few, 8_000 // len(rows)))
 
 
+def triton_packs_its_messages(client, fleet):
+    rows = numpy.concatenate([tensors["input"] for tensors, _ in cases(fleet)])
+    many = numpy.tile(rows, (4_000 // len(rows), 1))
+    for batch in (rows[:1], many):
+        plain = client.infer(fleet["model"], [image({"input": batch})])
+        for algorithm in ("gzip", "deflate"):
+            given = [image({"input": batch})]
+            packed = client.infer(fleet["model"], given, compression_algorithm=algorithm)
+            for name in OUTPUTS:
+                assert numpy.array_equal(packed.as_numpy(name), plain.as_numpy(name)), algorithm
+
+
 def triton_names_versions_ids_and_keys(client, fleet):
     model, version = fleet["model"], fleet["version"]
     tensors, _ = next(cases(fleet))
@@ -174,6 +186,7 @@ def main():
         for check in (
             triton_infers,
             triton_sends_large_batches,
+            triton_packs_its_messages,
             triton_names_versions_ids_and_keys,
             triton_asks_what_is_there,
             triton_is_refused_in_words,

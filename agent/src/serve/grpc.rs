@@ -10,6 +10,7 @@
 mod infer;
 mod message;
 mod methods;
+mod reply;
 mod request;
 pub mod wire;
 

@@ -5,7 +5,7 @@
 //! [`oip`](rollcall_agent_core::oip)'s; who answers is [`infer`](super::infer)'s.
 
 mod body;
-mod compression;
+mod coding;
 
 use std::sync::Arc;
 
@@ -23,12 +23,11 @@ use rollcall_shared::version::Version;
 
 use super::App;
 use super::answer::HttpError;
+use super::compression::{self, Coding};
 use super::headers::{self, SegmentError};
 use super::infer::{InferAnswer, InferRequest};
 use super::path::Named;
-use super::room::INLINE_BYTES_MAX;
 pub(super) use body::parsed;
-use compression::Coding;
 
 /// How many bytes of a body are JSON, where buffers follow: of a request, and of an answer.
 pub const BINARY_HEADER: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -103,7 +102,7 @@ async fn predict(
         id,
         wanted,
         binary_outputs,
-        coding: Coding::of_answer(headers),
+        coding: coding::of_answer(headers),
         answer,
     };
     reply.into_response().await
@@ -183,7 +182,7 @@ impl Reply {
 
     /// On a blocking thread where it is large: few threads have all the connections.
     async fn pack(self) -> Result<Packed, HttpError> {
-        if answer::size_about(&self.outputs()) <= INLINE_BYTES_MAX {
+        if answer::size_about(&self.outputs()) <= self.coding.inline_answer_bytes_max() {
             return self.packed();
         }
         let packing = tokio::task::spawn_blocking(move || self.packed());
@@ -198,10 +197,7 @@ impl Reply {
         };
         let AnswerBody { bytes, json_length } =
             answer::write(head, &self.outputs()).map_err(|error| unsaid(&error))?;
-        let coding = match bytes.len() {
-            ..compression::ANSWER_BYTES_MIN => Coding::Identity,
-            _ => self.coding,
-        };
+        let coding = self.coding.for_answer_of(bytes.len());
         let bytes = compression::pack(coding, bytes).map_err(|error| unsaid(&error))?;
         Ok(Packed {
             bytes,

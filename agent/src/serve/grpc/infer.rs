@@ -8,7 +8,8 @@ use rollcall_shared::ids::ModelName;
 use rollcall_shared::version::Version;
 use tonic::Status;
 
-use super::message::{Received, Reply, reply};
+use super::message::Received;
+use super::reply::{Reply, reply_packed};
 use super::request::{Asked, bad, parse};
 use super::wire::{InferOutputTensor, ModelInferResponse};
 use crate::serve::App;
@@ -40,7 +41,11 @@ pub(super) async fn infer(
     headers: &HeaderMap,
     received: Received,
 ) -> Result<Response<Reply>, Status> {
-    let Received { bytes, room: _room } = received;
+    let Received {
+        bytes,
+        room: _room,
+        coding,
+    } = received;
     let asked = read(bytes).await?;
     let not_found = |error: &dyn std::error::Error| Status::not_found(error.to_string());
     let model: ModelName = asked.model.parse().map_err(|e| not_found(&e))?;
@@ -69,11 +74,12 @@ pub(super) async fn infer(
     let outputs = answer.outputs.iter();
     let size: usize = outputs.map(|output| raw::byte_len(&output.data)).sum();
     let write = move || {
-        let mut response = reply(&message(model, &id, &asked.outputs, &answer)?)?;
+        let message = message(model, &id, &asked.outputs, &answer)?;
+        let mut response = reply_packed(&message, coding)?;
         headers::tell(response.headers_mut(), &id, &answer);
         Ok(response)
     };
-    if size <= INLINE_BYTES_MAX {
+    if size <= coding.inline_answer_bytes_max() {
         return write();
     }
     tokio::task::spawn_blocking(write)

@@ -1,78 +1,107 @@
-//! One call's message in and its answer out: gRPC's five bytes before a message and
-//! its status after it, over HTTP/2.
+//! One call's message in: gRPC's five bytes before it, over HTTP/2.
 //!
 //! A message says its length before it comes, so one that is too large is refused
 //! unread, and one for which there is no room too. Written here because the libraries
 //! read a message whole before anyone is asked: memory would have no bound.
 
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use bytes::{BufMut, Bytes, BytesMut};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use prost::Message;
+use hyper::body::Incoming;
 use rollcall_shared::limits::INFER_BODY_BYTES_MAX;
+use tonic::Status;
 use tonic::metadata::MetadataValue;
-use tonic::{Code, Status};
 
 use crate::serve::App;
+use crate::serve::compression::{self, Coding, InflateError};
 use crate::serve::room::{ARRIVAL_MAX, NoRoom, RESERVE_BYTES_MAX, Room};
 
-/// Before a message: whether it is compressed, and its length in four bytes.
-const HEAD_BYTES: usize = 5;
-
-const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+/// Before a message: whether it is packed, and its length in four bytes.
+pub(super) const HEAD_BYTES: usize = 5;
+/// How messages are packed that say that they are.
+pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// A message, and the room that it takes in memory until it is dropped.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
     pub(super) room: Room,
+    /// How it was packed.
+    pub(super) coding: Coding,
 }
 
-/// Reads the one message of a call.
-pub(super) async fn receive(app: &App, body: Incoming) -> Result<Received, Status> {
-    tokio::time::timeout(ARRIVAL_MAX, gather(app, body))
-        .await
-        .unwrap_or_else(|_| {
-            Err(Status::deadline_exceeded(
-                "the message took longer than 30 s to arrive",
-            ))
+/// Whether a call's messages are what we read.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    matches!(value, Some(b"application/grpc" | b"application/grpc+proto"))
+}
+
+/// Reads the one message of a call, and unpacks it.
+pub(super) async fn receive(
+    app: &App,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<Received, Status> {
+    let gathering = tokio::time::timeout(ARRIVAL_MAX, gather(app, headers, body));
+    let received = gathering.await.unwrap_or_else(|_| {
+        Err(Status::deadline_exceeded(
+            "the message took longer than 30 s to arrive",
+        ))
+    })?;
+    let inline = received.bytes.len() <= received.coding.inline_request_bytes_max();
+    if inline || received.coding == Coding::Identity {
+        return received.unpacked();
+    }
+    let unpacking = tokio::task::spawn_blocking(move || received.unpacked());
+    let broke_off = |_| Err(Status::internal("unpacking the message broke off"));
+    unpacking.await.unwrap_or_else(broke_off)
+}
+
+impl Received {
+    fn unpacked(mut self) -> Result<Self, Status> {
+        if self.coding == Coding::Identity {
+            return Ok(self);
+        }
+        let packed = self.bytes.len();
+        let grow = |so_far| self.room.grow_to(packed + so_far);
+        let inflated = compression::inflate(self.coding, &self.bytes, INFER_BODY_BYTES_MAX, grow)?;
+        Ok(Self {
+            bytes: inflated.into(),
+            ..self
         })
+    }
 }
 
-async fn gather(app: &App, mut body: Incoming) -> Result<Received, Status> {
+async fn gather(app: &App, headers: &HeaderMap, mut body: Incoming) -> Result<Received, Status> {
     let mut gathered = Gathered::Nothing;
-    let mut announced: Option<(usize, Room)> = None;
+    let mut announced: Option<(usize, Room, Coding)> = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Status::cancelled("the message did not arrive whole"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        gathered = gathered.and(data, announced.as_ref().map_or(0, |(whole, _)| *whole));
+        gathered = gathered.and(data, announced.as_ref().map_or(0, |(whole, ..)| *whole));
         let here = gathered.as_slice();
         if announced.is_none()
-            && let Some((head, _)) = here.split_first_chunk::<HEAD_BYTES>()
+            && let Some(([packed, length @ ..], _)) = here.split_first_chunk::<HEAD_BYTES>()
         {
-            let whole = HEAD_BYTES + length(*head)?;
-            announced = Some((whole, Room::take(&app.bodies, whole)?));
+            let coding = coding(headers, *packed)?;
+            let whole = HEAD_BYTES + checked(*length)?;
+            announced = Some((whole, Room::take(&app.bodies, whole)?, coding));
         }
-        let most = announced.as_ref().map_or(HEAD_BYTES, |(whole, _)| *whole);
+        let most = announced.as_ref().map_or(HEAD_BYTES, |(whole, ..)| *whole);
         if here.len() > most {
             return Err(Status::invalid_argument("a call takes one message"));
         }
     }
     let bytes = gathered.into_bytes();
     match announced {
-        Some((whole, room)) if bytes.len() == whole => Ok(Received {
+        Some((whole, room, coding)) if bytes.len() == whole => Ok(Received {
             bytes: bytes.slice(HEAD_BYTES..),
             room,
+            coding,
         }),
-        Some((whole, _)) => Err(Status::invalid_argument(format!(
+        Some((whole, ..)) => Err(Status::invalid_argument(format!(
             "the message has {} bytes of the {} that it announced",
             bytes.len() - HEAD_BYTES,
             whole - HEAD_BYTES
@@ -81,15 +110,31 @@ async fn gather(app: &App, mut body: Incoming) -> Result<Received, Status> {
     }
 }
 
-/// What a message's head says about its length.
-fn length([compressed, length @ ..]: [u8; HEAD_BYTES]) -> Result<usize, Status> {
-    if compressed != 0 {
-        let mut refusal =
-            Status::unimplemented("compressed messages are not taken here: send them as they are");
-        let taken = MetadataValue::from_static("identity");
-        refusal.metadata_mut().insert(ACCEPT_ENCODING, taken);
-        return Err(refusal);
+/// How a message is packed, by the call's headers and the message's first byte.
+fn coding(headers: &HeaderMap, packed: u8) -> Result<Coding, Status> {
+    if packed == 0 {
+        return Ok(Coding::Identity);
     }
+    let named = headers.get(ENCODING).map(HeaderValue::as_bytes);
+    match Coding::named(named.unwrap_or_default()) {
+        Some(Coding::Identity) => Err(Status::internal(
+            "the message says that it is compressed and grpc-encoding does not say how: \
+             name gzip or deflate there",
+        )),
+        Some(coding) => Ok(coding),
+        None => {
+            let mut refusal = Status::unimplemented(
+                "messages in this grpc-encoding are not taken here: send gzip, deflate or identity",
+            );
+            let taken = MetadataValue::from_static("identity,deflate,gzip");
+            refusal.metadata_mut().insert(ACCEPT_ENCODING, taken);
+            Err(refusal)
+        }
+    }
+}
+
+/// The length that a message's head announces, if it may come.
+fn checked(length: [u8; 4]) -> Result<usize, Status> {
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
     if length > INFER_BODY_BYTES_MAX {
         return Err(Status::resource_exhausted(format!(
@@ -97,6 +142,17 @@ fn length([compressed, length @ ..]: [u8; HEAD_BYTES]) -> Result<usize, Status> 
         )));
     }
     Ok(length)
+}
+
+impl From<InflateError> for Status {
+    fn from(error: InflateError) -> Self {
+        let message = error.to_string();
+        match error {
+            InflateError::TooLarge { .. } => Self::resource_exhausted(message),
+            InflateError::Damaged { .. } => Self::invalid_argument(message),
+            InflateError::NoRoom(none) => none.into(),
+        }
+    }
 }
 
 impl From<NoRoom> for Status {
@@ -146,71 +202,5 @@ impl Gathered {
             Self::One(bytes) => bytes,
             Self::Many(bytes) => bytes.freeze(),
         }
-    }
-}
-
-/// The body of an answer: a message and then its status, or nothing where the status is
-/// in the head.
-#[derive(Debug, Default)]
-pub(super) struct Reply {
-    message: Option<Bytes>,
-    status: Option<HeaderMap>,
-}
-
-/// An answer to who does not speak gRPC.
-pub(super) fn not_grpc() -> Response<Reply> {
-    let mut response = Response::new(Reply::default());
-    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    response
-}
-
-/// Whether a call's messages are what we read.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    matches!(value, Some(b"application/grpc" | b"application/grpc+proto"))
-}
-
-/// An answer with a message.
-pub(super) fn reply(message: &impl Message) -> Result<Response<Reply>, Status> {
-    let length = message.encoded_len();
-    let announced = u32::try_from(length).map_err(|_| {
-        Status::internal("the answer has more bytes than a message can: ask for fewer rows")
-    })?;
-    let mut bytes = BytesMut::with_capacity(HEAD_BYTES + length);
-    bytes.put_u8(0);
-    bytes.put_u32(announced);
-    // Only fails where room is missing.
-    message
-        .encode(&mut bytes)
-        .map_err(|error| Status::internal(format!("no message for the answer: {error}")))?;
-    let status = HeaderMap::from_iter([(STATUS, HeaderValue::from(Code::Ok as i32))]);
-    let mut response = Response::new(Reply {
-        message: Some(bytes.freeze()),
-        status: Some(status),
-    });
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
-    Ok(response)
-}
-
-impl Body for Reply {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let message = self.message.take().map(Frame::data);
-        let frame = message.or_else(|| self.status.take().map(Frame::trailers));
-        Poll::Ready(frame.map(Ok))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.message.is_none() && self.status.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.message.as_ref().map_or(0, |bytes| bytes.len() as u64))
     }
 }

@@ -8,7 +8,8 @@ use rollcall_shared::version::Version;
 use tonic::Status;
 
 use super::infer::infer;
-use super::message::{Received, Reply, is_grpc, not_grpc, receive, reply};
+use super::message::{Received, is_grpc, receive};
+use super::reply::{Reply, not_grpc, reply};
 use super::wire::{
     DataType as ConfigType, HealthCheckRequest, HealthCheckResponse, ModelConfig,
     ModelConfigRequest, ModelConfigResponse, ModelIndex, ModelInput, ModelMetadataRequest,
@@ -74,7 +75,7 @@ async fn call(app: &App, request: Request<Incoming>) -> Result<Response<Reply>, 
             head.uri.path()
         )));
     };
-    let received = receive(app, body).await?;
+    let received = receive(app, &head.headers, body).await?;
     match method {
         Method::ServerLive => reply(&ServerLiveResponse { live: true }),
         Method::ServerReady => reply(&ServerReadyResponse {

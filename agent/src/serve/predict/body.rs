@@ -9,19 +9,21 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
-use super::compression::{self, Coding};
+use super::coding;
 use crate::serve::App;
 use crate::serve::answer::HttpError;
-use crate::serve::room::{ARRIVAL_MAX, INLINE_BYTES_MAX, RESERVE_BYTES_MAX, Room};
+use crate::serve::compression::{self, Coding, InflateError};
+use crate::serve::room::{ARRIVAL_MAX, RESERVE_BYTES_MAX, Room};
 
-/// Larger compressed ones are read by a blocking thread too: a byte may become a thousand.
-const INLINE_COMPRESSED_BYTES_MAX: usize = 2 << 10;
-
-pub(super) fn too_large(bytes_max: usize) -> HttpError {
-    HttpError::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("a request has at most {bytes_max} bytes, inflated; split it"),
-    )
+impl From<InflateError> for HttpError {
+    fn from(error: InflateError) -> Self {
+        let status = match &error {
+            InflateError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            InflateError::Damaged { .. } => StatusCode::BAD_REQUEST,
+            InflateError::NoRoom(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
 }
 
 /// Reads a body whole, takes its compression off, and hands it to `parse`. The room that
@@ -33,21 +35,16 @@ pub(in crate::serve) async fn parsed<T: Send + 'static>(
     bytes_max: usize,
     parse: impl FnOnce(&[u8]) -> Result<T, HttpError> + Send + 'static,
 ) -> Result<(T, Room), HttpError> {
-    let coding = Coding::of_request(headers)?;
+    let coding = coding::of_request(headers)?;
     let (bytes, mut room) = read(app, headers, body, bytes_max).await?;
-    let inline_max = match coding {
-        Coding::Identity => INLINE_BYTES_MAX,
-        Coding::Gzip | Coding::Deflate => INLINE_COMPRESSED_BYTES_MAX,
-    };
-    let inline = bytes.len() <= inline_max;
+    let inline = bytes.len() <= coding.inline_request_bytes_max();
     let work = move || {
         if coding == Coding::Identity {
             return Ok((parse(&bytes)?, room));
         }
-        let compressed = bytes.len();
-        let inflated = compression::inflate(coding, &bytes, bytes_max, |so_far| {
-            Ok(room.grow_to(compressed + so_far)?)
-        })?;
+        let packed = bytes.len();
+        let grow = |so_far| room.grow_to(packed + so_far);
+        let inflated = compression::inflate(coding, &bytes, bytes_max, grow)?;
         drop(bytes);
         Ok((parse(&inflated)?, room))
     };
@@ -75,7 +72,7 @@ async fn read(
         .and_then(|length| std::str::from_utf8(length).ok()?.parse::<usize>().ok())
         .unwrap_or(0);
     if declared > bytes_max {
-        return Err(too_large(bytes_max));
+        return Err(InflateError::TooLarge { bytes_max }.into());
     }
     let mut room = Room::take(&app.bodies, declared)?;
     let reading = collect(body, declared, bytes_max, &mut room);
@@ -108,7 +105,7 @@ async fn collect(
         };
         let length = first.len() + all.len() + data.len();
         if length > bytes_max {
-            return Err(too_large(bytes_max));
+            return Err(InflateError::TooLarge { bytes_max }.into());
         }
         room.grow_to(length)?;
         if first.is_empty() && all.is_empty() {

@@ -1,20 +1,23 @@
-//! Compressed requests and answers: gzip, and deflate, which in HTTP is zlib's form.
+//! Compressed requests and answers: gzip, and deflate, which in HTTP and gRPC is zlib's form.
 //!
 //! A kilobyte may inflate to a megabyte, so a request's size is counted while it is
 //! inflated. Small answers go as they are: packing them costs more than it saves.
 
 use std::io::{self, Read, Write};
 
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::HeaderValue;
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use flate2::{Compression, Decompress, FlushDecompress, Status};
 
-use super::body::too_large;
-use crate::serve::answer::HttpError;
+use super::room::{INLINE_BYTES_MAX, NoRoom};
 
 /// Answers below this many bytes go as they are.
-pub(super) const ANSWER_BYTES_MIN: usize = 1 << 10;
+const ANSWER_BYTES_MIN: usize = 1 << 10;
+/// Larger packed requests are read by a blocking thread: a byte may become a thousand.
+const INLINE_PACKED_REQUEST_BYTES_MAX: usize = 2 << 10;
+/// Answers that are to be packed are packed by a blocking thread from here on.
+const INLINE_PACKED_ANSWER_BYTES_MAX: usize = 16 << 10;
 /// Inflated at a time: so far a body may grow before its size is looked at.
 const STEP_BYTES: usize = 64 << 10;
 
@@ -30,7 +33,8 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    fn named(name: &[u8]) -> Option<Self> {
+    /// What HTTP and gRPC call it, in any case; none is [`Self::Identity`].
+    pub(super) fn named(name: &[u8]) -> Option<Self> {
         let name = name.trim_ascii();
         let is = |one: &str| name.eq_ignore_ascii_case(one.as_bytes());
         if name.is_empty() || is("identity") {
@@ -44,40 +48,7 @@ impl Coding {
         }
     }
 
-    /// As the client packed its request.
-    pub(super) fn of_request(headers: &HeaderMap) -> Result<Self, HttpError> {
-        let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
-        let coding = named
-            .next()
-            .map_or(Some(Self::Identity), |name| Self::named(name.as_bytes()));
-        coding.filter(|_| named.next().is_none()).ok_or_else(|| {
-            HttpError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "this Content-Encoding is not taken here: send gzip, deflate or none",
-            )
-        })
-    }
-
-    /// As the client likes its answer best, of what we have.
-    pub(super) fn of_answer(headers: &HeaderMap) -> Self {
-        let mut best = (Self::Identity, 0.0);
-        for line in headers.get_all(header::ACCEPT_ENCODING) {
-            for choice in line.as_bytes().split(|byte| *byte == b',') {
-                let mut parts = choice.split(|byte| *byte == b';');
-                let coding = parts.next().and_then(Self::named);
-                let weight = parts.next().map_or(Some(1.0), weight).unwrap_or(0.0);
-                match coding {
-                    Some(coding @ (Self::Gzip | Self::Deflate)) if weight > best.1 => {
-                        best = (coding, weight);
-                    }
-                    Some(Self::Identity | Self::Gzip | Self::Deflate) | None => {}
-                }
-            }
-        }
-        best.0
-    }
-
-    /// As `Content-Encoding` says it.
+    /// As a header says it, where one is needed.
     pub(super) const fn header(self) -> Option<HeaderValue> {
         match self {
             Self::Identity => None,
@@ -85,52 +56,80 @@ impl Coding {
             Self::Deflate => Some(HeaderValue::from_static("deflate")),
         }
     }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Gzip => "gzip",
+            Self::Deflate => "deflate",
+        }
+    }
+
+    /// Up to how many bytes a request is read by the thread that has its connection: few
+    /// threads have all of them.
+    pub(super) const fn inline_request_bytes_max(self) -> usize {
+        match self {
+            Self::Identity => INLINE_BYTES_MAX,
+            Self::Gzip | Self::Deflate => INLINE_PACKED_REQUEST_BYTES_MAX,
+        }
+    }
+
+    /// The same for an answer, before it is packed.
+    pub(super) const fn inline_answer_bytes_max(self) -> usize {
+        match self {
+            Self::Identity => INLINE_BYTES_MAX,
+            Self::Gzip | Self::Deflate => INLINE_PACKED_ANSWER_BYTES_MAX,
+        }
+    }
+
+    /// What is done to an answer of so many bytes.
+    pub(super) const fn for_answer_of(self, bytes: usize) -> Self {
+        match bytes {
+            ..ANSWER_BYTES_MIN => Self::Identity,
+            _ => self,
+        }
+    }
 }
 
-/// Of `q=0.5`.
-fn weight(parameter: &[u8]) -> Option<f32> {
-    let text = std::str::from_utf8(parameter).ok()?.trim();
-    text.strip_prefix("q=")?.parse().ok()
+/// Why a request could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InflateError {
+    /// It grew over its bound.
+    #[error("a request has at most {bytes_max} bytes, inflated; split it")]
+    TooLarge { bytes_max: usize },
+    /// It is cut off, damaged, or packed in another way.
+    #[error(
+        "the request is not packed as it says ({error}): send it whole and as {}, which for \
+         deflate is zlib's form, or send it uncompressed",
+        coding.name()
+    )]
+    Damaged { coding: Coding, error: io::Error },
+    /// Others have the room that it takes.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
-/// Unpacks a body. `grow` is told how large it has become.
+/// Unpacks a request. `grow` is told how large it has become.
 pub(super) fn inflate(
     coding: Coding,
     bytes: &[u8],
     bytes_max: usize,
-    grow: impl FnMut(usize) -> Result<(), HttpError>,
-) -> Result<Vec<u8>, HttpError> {
-    match coding {
-        Coding::Identity => Ok(bytes.to_vec()),
-        Coding::Gzip => read_all(MultiGzDecoder::new(bytes), "gzip", bytes_max, grow),
-        Coding::Deflate => read_all(Zlib::new(bytes), "deflate", bytes_max, grow),
-    }
-}
-
-fn read_all(
-    mut reader: impl Read,
-    name: &str,
-    bytes_max: usize,
-    mut grow: impl FnMut(usize) -> Result<(), HttpError>,
-) -> Result<Vec<u8>, HttpError> {
+    mut grow: impl FnMut(usize) -> Result<(), NoRoom>,
+) -> Result<Vec<u8>, InflateError> {
+    let mut reader: Box<dyn Read> = match coding {
+        Coding::Identity => Box::new(bytes),
+        Coding::Gzip => Box::new(MultiGzDecoder::new(bytes)),
+        Coding::Deflate => Box::new(Zlib::new(bytes)),
+    };
     let mut all = Vec::new();
     loop {
         let step = STEP_BYTES.min(bytes_max + 1 - all.len());
-        let read = reader
-            .by_ref()
-            .take(step as u64)
+        let mut next = reader.by_ref().take(step as u64);
+        let read = next
             .read_to_end(&mut all)
-            .map_err(|error| {
-                HttpError::new(
-                    StatusCode::BAD_REQUEST,
-                    format!(
-                        "the body is not what its Content-Encoding says ({error}): send it whole \
-                         and as {name}, which for deflate is zlib's form, or send it uncompressed"
-                    ),
-                )
-            })?;
+            .map_err(|error| InflateError::Damaged { coding, error })?;
         if all.len() > bytes_max {
-            return Err(too_large(bytes_max));
+            return Err(InflateError::TooLarge { bytes_max });
         }
         grow(all.len())?;
         if read < step {
@@ -209,14 +208,8 @@ mod tests {
 
     const CODINGS: [Coding; 2] = [Coding::Gzip, Coding::Deflate];
 
-    fn unpack(coding: Coding, bytes: &[u8], bytes_max: usize) -> Result<Vec<u8>, HttpError> {
+    fn unpack(coding: Coding, bytes: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
         inflate(coding, bytes, bytes_max, |_| Ok(()))
-    }
-
-    fn accepts(value: &str) -> Coding {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT_ENCODING, value.parse().unwrap());
-        Coding::of_answer(&headers)
     }
 
     #[test]
@@ -225,12 +218,10 @@ mod tests {
             for length in [0, 1, 100, STEP_BYTES, 3 * STEP_BYTES + 7] {
                 let bytes: Vec<u8> = (0..length).map(|i| (i * i % 251) as u8).collect();
                 let packed = pack(coding, bytes.clone()).unwrap();
-                assert_eq!(unpack(coding, &packed, length), Ok(bytes));
+                assert_eq!(unpack(coding, &packed, length).unwrap(), bytes);
                 if length > 0 {
-                    assert_eq!(
-                        unpack(coding, &packed, length - 1),
-                        Err(too_large(length - 1))
-                    );
+                    let unpacked = unpack(coding, &packed, length - 1);
+                    assert!(matches!(unpacked, Err(InflateError::TooLarge { .. })));
                 }
             }
         }
@@ -246,7 +237,7 @@ mod tests {
                 largest = so_far;
                 Ok(())
             });
-            assert_eq!(unpacked, Err(too_large(1 << 20)));
+            assert!(matches!(unpacked, Err(InflateError::TooLarge { .. })));
             assert!(largest <= 1 << 20);
         }
     }
@@ -254,15 +245,14 @@ mod tests {
     #[test]
     fn the_room_that_is_taken_follows_what_was_inflated() {
         let packed = pack(Coding::Gzip, vec![0; 1 << 20]).unwrap();
-        let full = HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "full");
         let unpacked = inflate(Coding::Gzip, &packed, 64 << 20, |so_far| {
             if so_far > 256 << 10 {
-                Err(full.clone())
+                Err(NoRoom)
             } else {
                 Ok(())
             }
         });
-        assert_eq!(unpacked, Err(full));
+        assert!(matches!(unpacked, Err(InflateError::NoRoom(_))));
     }
 
     #[test]
@@ -285,24 +275,6 @@ mod tests {
             ] {
                 assert!(unpack(coding, bad, 1 << 20).is_err(), "{coding:?} {bad:?}");
             }
-        }
-    }
-
-    #[test]
-    fn the_clients_favourite_of_what_we_have_is_taken() {
-        for (value, coding) in [
-            ("gzip", Coding::Gzip),
-            ("deflate", Coding::Deflate),
-            ("br, zstd", Coding::Identity),
-            ("gzip;q=0.5, deflate;q=0.8", Coding::Deflate),
-            ("gzip, deflate, br", Coding::Gzip),
-            ("gzip;q=0", Coding::Identity),
-            ("GZIP ; q=1.0", Coding::Gzip),
-            ("identity", Coding::Identity),
-            ("gzip;level=9", Coding::Identity),
-            ("", Coding::Identity),
-        ] {
-            assert_eq!(accepts(value), coding, "{value}");
         }
     }
 }
