@@ -120,7 +120,9 @@ name!(
     "model name"
 );
 
-/// One trip of a candidate through a plan; printed `r-7`. Never reused.
+/// One trip of a candidate through a plan; printed `r-7`. A journal never gives it twice; one
+/// that was restored from an old backup may give it to another trip than the past that it lost,
+/// until an agent has told of that past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RolloutId(pub u64);
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use rollcall_agent_core::route::{CandidateRoute, CandidateUsage, Pick};
 use rollcall_shared::assignment::Share;
-use rollcall_shared::ids::RolloutId;
+use rollcall_shared::ids::{ModelName, RolloutId};
 
 use super::{Seen, Verdicts};
 
@@ -19,10 +19,11 @@ struct Met {
     not_at: Option<Share>,
 }
 
-/// Which clients met which candidates.
+/// Which clients met which candidates. The salt of a cohort is the model and the rollout: of a
+/// rollout alone there can be two, one in a past that an old backup lost.
 #[derive(Debug, Default)]
 pub struct CohortIsSticky {
-    met: BTreeMap<(RolloutId, u64), Met>,
+    met: BTreeMap<(RolloutId, u64, ModelName), Met>,
 }
 
 impl CohortIsSticky {
@@ -37,7 +38,7 @@ impl CohortIsSticky {
             Pick::Stable(_) => false,
             Pick::Nobody => return,
         };
-        let key = (candidate.rollout, seen.client);
+        let key = (candidate.rollout, seen.client, seen.route.model.clone());
         let met = self.met.entry(key).or_default();
         if meets {
             met.at_least = Some(met.at_least.map_or(share, |least| least.min(share)));
