@@ -1,6 +1,7 @@
 //! What is counted of requests, and what labels and outcomes come to, over HTTP.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rollcall_agent::config::Serving;
 use rollcall_agent_core::route::CandidateUsage::{Canary, Shadow};
@@ -9,7 +10,9 @@ use rollcall_shared::limits::FEEDBACK_ITEMS_MAX;
 use rollcall_shared::manifest::{DriftFeature, Metadata};
 use rollcall_shared::report::{Role, Series};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::engines::Counting;
 use crate::support::{Bench, body, eventually, rows};
 
 const INFER: &str = "/v2/models/digits/infer";
@@ -249,4 +252,29 @@ async fn inputs_are_counted_in_the_bins_that_the_manifest_gives() {
     assert_eq!(features["middle"], by_hand(28));
     let told_apart = features["middle"].iter().filter(|count| **count > 0);
     assert!(told_apart.count() > 1, "{features:?}");
+}
+
+#[tokio::test]
+async fn a_request_whose_client_leaves_is_counted_all_the_same() {
+    let bench = Bench::start(Serving::default()).await;
+    let model = Arc::new(Counting::default());
+    bench.route(
+        1,
+        Some(bench.install("1.0.0", b"counting", model.clone())),
+        None,
+    );
+    let mut stream = bench.connect().await;
+    let body = body(&rows()[0]).to_string();
+    let head = format!(
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    eventually("it runs", || model.runs.lock().unwrap().len() == 1).await;
+    // Our end, and then the agent's: nobody waits for the answer any more.
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut [0; 512]).await.unwrap(), 0);
+    model.gate.release();
+    eventually("it is counted", || bench.counts(Role::Stable).requests == 1).await;
 }

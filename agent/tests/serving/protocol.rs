@@ -228,7 +228,7 @@ async fn bombs_unknown_codings_and_broken_streams_are_refused() {
         packed.truncate(packed.len() - 1);
         post(&bench, &headers, packed)
             .await
-            .refused(400, "is not what its Content-Encoding says");
+            .refused(400, "is not packed as it says");
         post(&bench, &headers, good.clone())
             .await
             .refused(400, "or send it uncompressed");

@@ -7,12 +7,10 @@ use rollcall_agent::config::Serving;
 use rollcall_agent::engine::LoadedModel;
 use rollcall_agent_core::route::CandidateUsage::Canary;
 use rollcall_shared::assignment::Share;
-use rollcall_shared::report::Role;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::engines::{Computing, Counting, Hanging};
-use crate::support::{Bench, body, eventually, rows};
+use crate::support::{Bench, eventually, rows};
 
 #[tokio::test]
 async fn requests_that_wait_for_a_version_run_together() {
@@ -67,31 +65,6 @@ async fn a_candidate_that_costs_out_of_proportion_leaves_the_cores_to_stable() {
     assert_eq!(on(&stable, "stable-"), [true; 3]);
     assert_eq!(on(&candidate, "candidate-"), [true, false, false]);
     assert_eq!(on(&candidate, "costly-"), [false, true, true]);
-}
-
-#[tokio::test]
-async fn a_request_whose_client_leaves_is_counted_all_the_same() {
-    let bench = Bench::start(Serving::default()).await;
-    let model = Arc::new(Counting::default());
-    bench.route(
-        1,
-        Some(bench.install("1.0.0", b"counting", model.clone())),
-        None,
-    );
-    let mut stream = bench.connect().await;
-    let body = body(&rows()[0]).to_string();
-    let head = format!(
-        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(body.as_bytes()).await.unwrap();
-    eventually("it runs", || model.runs.lock().unwrap().len() == 1).await;
-    // Our end, and then the agent's: nobody waits for the answer any more.
-    stream.shutdown().await.unwrap();
-    assert_eq!(stream.read(&mut [0; 512]).await.unwrap(), 0);
-    model.gate.release();
-    eventually("it is counted", || bench.counts(Role::Stable).requests == 1).await;
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ pub struct Summary {
     pub worst_latency_ms: f64,
     /// The longest time between two answers of such a node.
     pub worst_gap_ms: f64,
+    /// Where that was (an index), and how many seconds after the beginning.
+    pub worst_gap_at: Option<(usize, f64)>,
     /// From the decision to a receipt, over all receipts of settled rollbacks, nodes that
     /// were cut off included. Median.
     pub receipt_ms_p50: Option<f64>,
@@ -55,19 +57,20 @@ impl Summary {
             failed: 0,
             worst_latency_ms: 0.0,
             worst_gap_ms: 0.0,
+            worst_gap_at: None,
             receipt_ms_p50: None,
             receipt_ms_p99: None,
             fenced: 0,
             violations: check(history).iter().map(ToString::to_string).collect(),
         };
-        for node in &history.nodes {
-            summary.count_answers(node);
+        for (index, node) in history.nodes.iter().enumerate() {
+            summary.count_answers(index, node);
         }
         summary.count_receipts(history);
         summary
     }
 
-    fn count_answers(&mut self, node: &NodeHistory) {
+    fn count_answers(&mut self, index: usize, node: &NodeHistory) {
         let mut last = None;
         for answer in &node.answers {
             let touched = excused(node, answer.sent, answer.got);
@@ -87,7 +90,10 @@ impl Summary {
                 && !excused(node, before, answer.got)
             {
                 let gap = millis(answer.got.saturating_sub(before));
-                self.worst_gap_ms = self.worst_gap_ms.max(gap);
+                if gap > self.worst_gap_ms {
+                    self.worst_gap_ms = gap;
+                    self.worst_gap_at = Some((index, before.as_secs_f64()));
+                }
             }
         }
     }
@@ -138,11 +144,15 @@ impl fmt::Display for Summary {
             "requests: {requests}, answered {}, failed {} ({} more while their node was killed or stopped)",
             self.answered, self.failed, self.failed_excused
         )?;
-        writeln!(
+        write!(
             f,
             "stable, on nodes left alone: slowest answer {:.0} ms, longest gap {:.0} ms",
             self.worst_latency_ms, self.worst_gap_ms
         )?;
+        match self.worst_gap_at {
+            Some((node, at)) => writeln!(f, " (node-{}, at {at:.1} s)", node + 1)?,
+            None => writeln!(f)?,
+        }
         let ms = |value: Option<f64>| value.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
         writeln!(
             f,

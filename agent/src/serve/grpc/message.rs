@@ -2,7 +2,8 @@
 //!
 //! A message says its length before it comes, so one that is too large is refused
 //! unread, and one for which there is no room too. Written here because the libraries
-//! read a message whole before anyone is asked: memory would have no bound.
+//! read a message whole before anyone is asked: memory would have no bound. A packed one is
+//! unpacked up to the same bound, and takes room as it grows.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::{Bytes, BytesMut};

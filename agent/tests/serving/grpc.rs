@@ -1,15 +1,10 @@
 //! Promises of the serving path, over gRPC, with routes set by hand.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing has failed")]
-
-#[path = "support/grpc.rs"]
-mod port;
-mod support;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Request, Response, header};
@@ -19,10 +14,9 @@ use flate2::read::{GzDecoder, GzEncoder, ZlibDecoder, ZlibEncoder};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use port::{Client, Port, SERVICE, connect, header, labels, open_port, request};
 use prost::Message;
 use rollcall_agent::config::Serving;
-use rollcall_agent::engine::{InferError, LoadedModel};
+use rollcall_agent::engine::LoadedModel;
 use rollcall_agent::serve::grpc::wire::{
     DataType, HealthCheckRequest, HealthCheckResponse, InferInputTensor, InferParameter,
     InferRequestedOutputTensor, InferTensorContents, ModelConfigRequest, ModelConfigResponse,
@@ -32,39 +26,17 @@ use rollcall_agent::serve::grpc::wire::{
     ServerMetadataResponse, ServerReadyResponse, ServingStatus,
 };
 use rollcall_agent_core::route::CandidateUsage::{Canary, Shadow};
-use rollcall_agent_core::tensor::Tensor;
 use rollcall_shared::assignment::Share;
 use rollcall_shared::report::Role;
-use support::{Bench, eventually, percent, rows};
 use tokio::task::JoinSet;
 use tonic::Code;
 
+use crate::engines::Hanging;
+use crate::port::{Client, Port, SERVICE, connect, header, labels, open_port, request};
+use crate::support::{Bench, eventually, percent, rows};
+
 /// What a call by hand sends.
 type Sent = UnsyncBoxBody<Bytes, Infallible>;
-
-/// An engine that answers once it is let.
-#[derive(Default)]
-struct Held {
-    released: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Held {
-    fn release(&self) {
-        *self.released.lock().unwrap() = true;
-        self.changed.notify_all();
-    }
-}
-
-impl LoadedModel for Held {
-    fn infer(&self, _: &[Tensor]) -> Result<Vec<Tensor>, InferError> {
-        let mut released = self.released.lock().unwrap();
-        while !*released {
-            released = self.changed.wait(released).unwrap();
-        }
-        Err(InferError::Failed("let go".to_owned()))
-    }
-}
 
 async fn start(settings: Serving) -> (Bench, Port, Client) {
     let bench = Bench::start(settings).await;
@@ -570,7 +542,7 @@ async fn a_node_that_cannot_answer_says_why_in_the_code() {
     bench.route(1, None, None);
     let refused = client.infer(row()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
-    let held = Arc::new(Held::default());
+    let held = Arc::new(Hanging::default());
     let stable = bench.install("9.0.0", b"held", Arc::clone(&held) as Arc<dyn LoadedModel>);
     bench.route(2, Some(stable), None);
     let mut asked = JoinSet::new();
@@ -591,7 +563,7 @@ async fn a_node_that_cannot_answer_says_why_in_the_code() {
     for _ in 0..1_000 {
         let refused = client.infer(row()).await.unwrap_err();
         match refused.code() {
-            Code::Internal => return assert!(refused.message().contains("let go"), "{refused}"),
+            Code::Internal => return assert!(refused.message().contains("released"), "{refused}"),
             Code::Unavailable | Code::DeadlineExceeded => {}
             _ => panic!("{refused}"),
         }
@@ -759,7 +731,7 @@ async fn after_a_swap_no_call_of_a_busy_connection_meets_the_withdrawn_version()
 #[tokio::test]
 async fn a_stop_lets_calls_under_way_end_and_takes_no_more() {
     let (bench, port, client) = start(Serving::default()).await;
-    let held = Arc::new(Held::default());
+    let held = Arc::new(Hanging::default());
     let stable = bench.install("9.0.0", b"held", Arc::clone(&held) as Arc<dyn LoadedModel>);
     bench.route(1, Some(stable), None);
     let under_way = tokio::spawn({
@@ -781,6 +753,6 @@ async fn a_stop_lets_calls_under_way_end_and_takes_no_more() {
     })
     .await;
     held.release();
-    assert!(under_way.await.unwrap().message().contains("let go"));
+    assert!(under_way.await.unwrap().message().contains("released"));
     task.await.unwrap();
 }
