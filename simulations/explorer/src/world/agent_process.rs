@@ -60,7 +60,7 @@ pub(crate) struct AgentProcess {
     pub(super) cached: BTreeSet<VersionRef>,
     pub(crate) link: Option<LinkId>,
     pub(super) backoff: Backoff,
-    /// Attempts to connect since the last `Welcome`.
+    /// Attempts to connect since the last `Welcome` or the start of the process.
     pub(super) attempts: u32,
     pub(super) replayable: VecDeque<ToAgent>,
     pub(crate) draws: Draws,
@@ -156,6 +156,7 @@ impl World {
             .between(Duration::ZERO, Duration::from_secs(1_000_000));
         agent.clock = Clock::new(now, Timestamp::from_nanos(1_000_000_000_000) + far, drift);
         agent.epoch += 1;
+        agent.attempts = 0;
         self.trace
             .line(now, &agent.name, format_args!("starts with {state:?}"));
         self.checkers.agent_started(node, &state);
