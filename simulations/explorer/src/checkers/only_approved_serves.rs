@@ -35,6 +35,8 @@ pub struct OnlyApprovedServes {
     rollouts: BTreeMap<RolloutId, (VersionRef, Plan)>,
     cohorts: BTreeMap<RolloutId, BTreeSet<NodeId>>,
     quarantined: BTreeMap<NodeId, Timestamp>,
+    /// The judge took the candidate from one node.
+    barred: BTreeMap<RolloutId, BTreeMap<NodeId, Timestamp>>,
     promoted_now: VersionSet,
     contents: BTreeMap<(ModelName, Version), VersionRef>,
 }
@@ -127,6 +129,13 @@ impl OnlyApprovedServes {
                     self.promoted_now.insert(*candidate);
                 }
             }
+            Event::CandidateBarred { rollout, node, .. } => {
+                if let Some(cohort) = self.cohorts.get_mut(rollout) {
+                    cohort.remove(node);
+                }
+                let barred = self.barred.entry(*rollout).or_default();
+                barred.insert(node.clone(), now);
+            }
             Event::NodeQuarantined { node } => {
                 self.quarantined.insert(node.clone(), now);
             }
@@ -141,6 +150,7 @@ impl OnlyApprovedServes {
         self.rollouts.clear();
         self.cohorts.clear();
         self.quarantined.clear();
+        self.barred.clear();
         self.promoted_now.clear();
         self.contents.clear();
     }
@@ -153,7 +163,7 @@ impl OnlyApprovedServes {
         loaded: &BTreeSet<VersionRef>,
         verdicts: &mut Verdicts,
     ) {
-        let version = used.version;
+        let (version, now) = (used.version, verdicts.now);
         let mut broken = |why: &str| {
             let what = format!(
                 "{}@{} serves as {:?}: {why}",
@@ -185,13 +195,14 @@ impl OnlyApprovedServes {
             }
             (Some(_), _) => {}
         }
-        let since = self.quarantined.get(name);
-        if since.is_some_and(|since| verdicts.now > *since + lease_bound(self.lease_of(version))) {
-            let what = format!(
-                "{}@{} is on trial on a quarantined node",
-                route.model, version.version
-            );
-            verdicts.broken(5, Some(node), what);
+        let barred = used.rollout.and_then(|rollout| self.barred.get(&rollout));
+        let barred = barred.and_then(|nodes| nodes.get(name));
+        let over = |since: &Timestamp| now > *since + lease_bound(self.lease_of(version));
+        if self.quarantined.get(name).is_some_and(over) {
+            broken("it is on trial, and the node is quarantined");
+        }
+        if barred.is_some_and(over) {
+            broken("it is on trial, and the node is barred from it");
         }
     }
 }
