@@ -93,36 +93,7 @@ impl OnlyApprovedServes {
                 let lease = self.leases.entry(*candidate).or_default();
                 *lease = plan.lease.max(*lease);
             }
-            Event::StageEntered {
-                rollout,
-                stage,
-                cohort,
-                ..
-            } => {
-                let Some((candidate, plan)) = self.rollouts.get(rollout) else {
-                    return;
-                };
-                let allowed = self.allowed.entry((*rollout, *candidate)).or_default();
-                allowed.shadow = true;
-                if let Some(cohort) = cohort {
-                    let before = self.cohorts.insert(*rollout, cohort.clone());
-                    let stays = |node: &&NodeId| !self.quarantined.contains_key(*node);
-                    let mut before = before.iter().flatten().filter(stays);
-                    if let Some(dropped) = before.find(|node| !cohort.contains(*node)) {
-                        let what = format!("stage {stage} of {rollout} drops {dropped}");
-                        verdicts.broken(5, None, what);
-                    }
-                }
-                match plan.stages.get(*stage).map(|stage| &stage.mode) {
-                    Some(StageMode::CanaryByRequest { .. } | StageMode::Full) => {
-                        allowed.everywhere = true
-                    }
-                    Some(StageMode::CanaryByNode { .. }) => {
-                        allowed.cohort.extend(cohort.iter().flatten().cloned())
-                    }
-                    Some(StageMode::Shadow { .. }) | None => {}
-                }
-            }
+            Event::StageEntered { .. } => self.stage_entered(&record.event, verdicts),
             Event::Promoted { rollout, .. } => {
                 if let Some((candidate, _)) = self.rollouts.get(rollout) {
                     self.promoted.insert(*candidate);
@@ -143,6 +114,39 @@ impl OnlyApprovedServes {
                 self.quarantined.remove(node);
             }
             _ => {}
+        }
+    }
+
+    fn stage_entered(&mut self, event: &Event, verdicts: &mut Verdicts) {
+        let Event::StageEntered {
+            rollout,
+            stage,
+            cohort,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let Some((candidate, plan)) = self.rollouts.get(rollout) else {
+            return;
+        };
+        let allowed = self.allowed.entry((*rollout, *candidate)).or_default();
+        allowed.shadow = true;
+        if let Some(cohort) = cohort {
+            let before = self.cohorts.insert(*rollout, cohort.clone());
+            let stays = |node: &&NodeId| !self.quarantined.contains_key(*node);
+            let mut before = before.iter().flatten().filter(stays);
+            if let Some(dropped) = before.find(|node| !cohort.contains(*node)) {
+                let what = format!("stage {stage} of {rollout} drops {dropped}");
+                verdicts.broken(5, None, what);
+            }
+        }
+        match plan.stages.get(*stage).map(|stage| &stage.mode) {
+            Some(StageMode::CanaryByRequest { .. } | StageMode::Full) => allowed.everywhere = true,
+            Some(StageMode::CanaryByNode { .. }) => {
+                allowed.cohort.extend(cohort.iter().flatten().cloned())
+            }
+            Some(StageMode::Shadow { .. }) | None => {}
         }
     }
 
