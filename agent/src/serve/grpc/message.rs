@@ -49,8 +49,10 @@ pub(super) async fn receive(
             "the message took longer than 30 s to arrive",
         ))
     })?;
-    let inline = received.bytes.len() <= received.coding.inline_request_bytes_max();
-    if inline || received.coding == Coding::Identity {
+    if received.coding == Coding::Identity {
+        return Ok(received);
+    }
+    if received.bytes.len() <= received.coding.inline_request_bytes_max() {
         return received.unpacked();
     }
     let unpacking = tokio::task::spawn_blocking(move || received.unpacked());
@@ -60,9 +62,6 @@ pub(super) async fn receive(
 
 impl Received {
     fn unpacked(mut self) -> Result<Self, Status> {
-        if self.coding == Coding::Identity {
-            return Ok(self);
-        }
         let packed = self.bytes.len();
         let grow = |so_far| self.room.grow_to(packed + so_far);
         let inflated = compression::inflate(self.coding, &self.bytes, INFER_BODY_BYTES_MAX, grow)?;
