@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Context;
 use super::comings::Beginning;
-use crate::metrics::Handshake;
+use crate::metrics::{Handshake, Metrics};
 
 /// Handshakes at the same time, for each core. A handshake is half a millisecond of work: more
 /// of them at once make none faster, but every one slower, until packets are lost for which
@@ -92,7 +92,9 @@ impl Door {
             tokio::select! {
                 incoming = self.endpoint.accept() => self.sort(incoming?, context),
                 permit = Arc::clone(&self.handshakes).acquire_owned(), if !self.waiting.is_empty() => {
-                    if let (Ok(permit), Some(first)) = (permit, self.first(context)) {
+                    let now = context.core.clock().now();
+                    let first = self.first(now, &context.metrics);
+                    if let (Ok(permit), Some(first)) = (permit, first) {
                         return Some((first, permit));
                     }
                 }
@@ -130,15 +132,15 @@ impl Door {
     }
 
     /// The first who still waits for an answer.
-    fn first(&mut self, context: &Context) -> Option<Incoming> {
-        let now = context.core.clock().now();
+    fn first(&mut self, now: Timestamp, metrics: &Metrics) -> Option<Incoming> {
         while let Some((since, incoming)) = self.waiting.pop_front() {
             if now.since(since) < WAIT_MAX {
                 return Some(incoming);
             }
-            context.metrics.observe_handshake(Handshake::Stale);
-            // Not refused: if he is still there he says so again, and waits anew.
-            incoming.ignore();
+            metrics.observe_handshake(Handshake::Stale);
+            // Whoever is still there comes again at once and waits anew. Without a word he would
+            // wait for his own patience to end, while nobody stands at the door.
+            incoming.refuse();
         }
         None
     }
@@ -146,7 +148,53 @@ impl Door {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+    use std::time::Duration;
+
+    use quinn::{ConnectionError, TransportErrorCode};
+    use rollcall_shared::ids::FleetName;
+    use rollcall_transport::ca::FleetCa;
+    use rollcall_transport::clock::Clock;
+    use rollcall_transport::endpoint::{agent_endpoint, coordinator_endpoint, enroll_config};
+    use rollcall_transport::verifier::Trust;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_waited_too_long_is_told_at_once_and_the_next_gets_in() {
+        let now = Clock::start(Timestamp::ZERO).now();
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let ca = FleetCa::generate(&FleetName::new("ours").unwrap(), now).unwrap();
+        let identity = ca.issue_server(&[], now).unwrap();
+        let socket = UdpSocket::bind(anywhere).unwrap();
+        let address = socket.local_addr().unwrap();
+        let endpoint = coordinator_endpoint(socket, &identity, ca.certificate()).unwrap();
+        let mut door = Door::new(endpoint.quic.clone());
+        let client = agent_endpoint(anywhere).unwrap();
+        let dial = || {
+            let config = enroll_config(Trust::Pin(ca.fingerprint()), None).unwrap();
+            client.quic.connect_with(config, address, "ours").unwrap()
+        };
+
+        let late = dial();
+        let incoming = door.endpoint.accept().await.unwrap();
+        door.waiting.push_back((now, incoming));
+        let in_time = dial();
+        let incoming = door.endpoint.accept().await.unwrap();
+        let since = now + Duration::from_millis(1);
+        door.waiting.push_back((since, incoming));
+
+        let first = door.first(now + WAIT_MAX, &Metrics::default()).unwrap();
+        match late.await {
+            Err(ConnectionError::ConnectionClosed(close)) => {
+                assert_eq!(close.error_code, TransportErrorCode::CONNECTION_REFUSED);
+            }
+            other => panic!("{other:?}"),
+        }
+        let (came, admitted) = tokio::join!(in_time, first.accept().unwrap());
+        came.unwrap();
+        admitted.unwrap();
+    }
 
     #[test]
     fn an_idle_door_asks_for_no_proof_and_a_busy_one_does() {
