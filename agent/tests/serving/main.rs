@@ -10,6 +10,7 @@ mod arms;
 mod counting;
 mod engines;
 mod grpc;
+mod grpc_messages;
 mod pages;
 mod protocol;
 mod refusals;
